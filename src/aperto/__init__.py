@@ -1,0 +1,1 @@
+"""Run, shape and vet open-weight gpt-oss models on your own machine."""
