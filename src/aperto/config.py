@@ -6,8 +6,10 @@ The only module that reads environment variables.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 import tomllib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -129,3 +131,161 @@ class ModelConfig:
                     f"layer {index}: experts_per_token is {layer.experts_per_token}; "
                     f"expected 1..{layer.num_experts}"
                 )
+
+
+Effort = Literal["low", "medium", "high"]
+EFFORTS: tuple[Effort, ...] = ("low", "medium", "high")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+def _xdg_dir(variable: str, fallback: str) -> Path:
+    """Aperto's folder under an XDG base directory; relative values are ignored, as XDG says."""
+    base = os.environ.get(variable, "")
+    return (Path(base) if base.startswith("/") else Path.home() / fallback) / "aperto"
+
+
+def default_cache_dir() -> Path:
+    """Where pulled and packed models lie unless a setting says otherwise."""
+    return _xdg_dir("XDG_CACHE_HOME", ".cache")
+
+
+def state_dir() -> Path:
+    """Where the terminal keeps its input history and saved conversations."""
+    return _xdg_dir("XDG_STATE_HOME", ".local/state")
+
+
+def config_path() -> Path:
+    """The user's config file: APERTO_CONFIG, or config.toml in the user's config folder."""
+    forced = os.environ.get("APERTO_CONFIG")
+    return Path(forced) if forced else _xdg_dir("XDG_CONFIG_HOME", ".config") / "config.toml"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Settings:
+    """What the user's config file and the environment may set; options of a command win over both.
+
+    Environment: APERTO_CACHE (cache_dir), APERTO_ISA (isa), APERTO_LOG (log_level) and
+    APERTO_WEIGHTS (weights) win over the file.
+    """
+
+    default_model: str = "nano"
+    """Model of a command that is given none: nano, a pulled org/name, or a path."""
+    precision: Precision = "q8"
+    """q8 (int8 activations, Q8_0 attention and head) or exact (bf16 as stored, float32)."""
+    threads: int = 0
+    """Threads of the forward pass; 0 means one for each available core."""
+    context: int = 0
+    """Context length in tokens that memory is kept for; 0 means the engine's default."""
+    effort: Effort = "medium"
+    """Reasoning effort: low, medium or high."""
+    reasoning: Literal["show", "hide"] = "show"
+    """Whether the terminal shows the reasoning before the answer."""
+    system: str = ""
+    """Instructions put before every conversation (the developer message)."""
+    temperature: float = 1.0
+    """Sampling temperature; 0 always takes the likeliest token."""
+    top_p: float = 1.0
+    """Nucleus sampling: the share of probability that is kept, above 0 and at most 1."""
+    max_tokens: int = 0
+    """Most tokens of one answer, reasoning included; 0 means up to the end of the context."""
+    log_level: Literal["debug", "info", "warning", "error"] = "warning"
+    """How much is logged to standard error."""
+    cache_dir: Path = dataclasses.field(default_factory=default_cache_dir)
+    """Folder of pulled and packed models."""
+    isa: str = ""
+    """Instruction set of the kernels by name (reference, avx2, avx512); empty takes the best."""
+    weights: Path | None = None
+    """Folder of real gpt-oss weights, for the tests that need them."""
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _folder(value: Any) -> Path | None:
+    return Path(value).expanduser() if isinstance(value, str) and value else None
+
+
+def _whole(value: Any) -> int | None:
+    return value if type(value) is int and value >= 0 else None
+
+
+def _number_within(low: float, high: float, *, open_low: bool = False) -> Callable[[Any], Any]:
+    def check(value: Any) -> float | None:
+        if type(value) not in (int, float) or not low <= value <= high:
+            return None
+        return None if open_low and value == low else float(value)
+
+    return check
+
+
+def _one_of(*choices: str) -> Callable[[Any], Any]:
+    return lambda value: value if value in choices else None
+
+
+_CHECKS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "default_model": (_text, "a string"),
+    "precision": (_one_of(*PRECISIONS), "one of " + ", ".join(PRECISIONS)),
+    "threads": (_whole, "a whole number, 0 or more"),
+    "context": (_whole, "a whole number of tokens, 0 or more"),
+    "effort": (_one_of(*EFFORTS), "one of " + ", ".join(EFFORTS)),
+    "reasoning": (_one_of("show", "hide"), "one of show, hide"),
+    "system": (_text, "a string"),
+    "temperature": (_number_within(0.0, 100.0), "a number from 0 to 100"),
+    "top_p": (_number_within(0.0, 1.0, open_low=True), "a number above 0 and at most 1"),
+    "max_tokens": (_whole, "a whole number of tokens, 0 or more"),
+    "log_level": (_one_of(*LOG_LEVELS), "one of " + ", ".join(LOG_LEVELS)),
+    "cache_dir": (_folder, "a path as a string"),
+    "isa": (_text, "a string"),
+    "weights": (_folder, "a path as a string"),
+}
+
+_ENVIRONMENT = {
+    "APERTO_CACHE": "cache_dir",
+    "APERTO_ISA": "isa",
+    "APERTO_LOG": "log_level",
+    "APERTO_WEIGHTS": "weights",
+}
+
+
+def _checked(key: str, value: Any, source: str) -> Any:
+    check, expected = _CHECKS[key]
+    accepted = check(value)
+    if accepted is None:
+        raise ConfigError(f"{source}: {key} is {value!r}; expected {expected}")
+    return accepted
+
+
+def _unknown_key(path: Path, key: str) -> ConfigError:
+    near = difflib.get_close_matches(key, _CHECKS, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    return ConfigError(f"{path}: unknown key {key!r}{hint}; known keys: {', '.join(_CHECKS)}")
+
+
+def _read_config_file(path: Path) -> Mapping[str, Any]:
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a TOML file: {error}; correct or remove it") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    return table
+
+
+def load_settings() -> Settings:
+    """Defaults, overlaid by the user's config file, overlaid by the environment.
+
+    A missing file means defaults, unless APERTO_CONFIG names it. Raises ConfigError for an
+    unknown key or a value out of range.
+    """
+    path = config_path()
+    values: dict[str, Any] = {}
+    if "APERTO_CONFIG" in os.environ or path.exists():
+        for key, value in _read_config_file(path).items():
+            if key not in _CHECKS:
+                raise _unknown_key(path, key)
+            values[key] = _checked(key, value, str(path))
+    for variable, key in _ENVIRONMENT.items():
+        if os.environ.get(variable):
+            values[key] = _checked(key, os.environ[variable], variable)
+    return Settings(**values)
