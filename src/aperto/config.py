@@ -42,7 +42,7 @@ class RopeConfig:
     beta_fast: float = 32.0
     """Rotations over the original context above which a frequency is left alone (ntk_beta)."""
     beta_slow: float = 1.0
-    """Rotations over the original context below which a frequency is fully interpolated (ntk_alpha)."""
+    """Rotations over the original context below which it is fully interpolated (ntk_alpha)."""
     original_context: int = 4096
     """Context length in tokens the model was first trained on."""
     truncate: bool = False
@@ -280,7 +280,7 @@ def load_settings() -> Settings:
     """
     path = config_path()
     values: dict[str, Any] = {}
-    if "APERTO_CONFIG" in os.environ or path.exists():
+    if os.environ.get("APERTO_CONFIG") or path.exists():
         for key, value in _read_config_file(path).items():
             if key not in _CHECKS:
                 raise _unknown_key(path, key)
