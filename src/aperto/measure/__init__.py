@@ -1,0 +1,1 @@
+"""Figures against the limits of this machine: plan, check, bench."""
