@@ -1,0 +1,43 @@
+"""The harmony format: messages to token ids and token ids to events."""
+
+from aperto.harmony.builtin import BROWSER, PYTHON
+from aperto.harmony.messages import (
+    ANALYSIS,
+    COMMENTARY,
+    CONSTRAIN_JSON,
+    FINAL,
+    Conversation,
+    DeveloperContent,
+    Effort,
+    FunctionTool,
+    Message,
+    ResponseFormat,
+    Role,
+    SystemContent,
+    ToolNamespace,
+    from_chat,
+)
+from aperto.harmony.render import History, render, render_for_training, stop_ids
+
+__all__ = [
+    "ANALYSIS",
+    "BROWSER",
+    "COMMENTARY",
+    "CONSTRAIN_JSON",
+    "FINAL",
+    "PYTHON",
+    "Conversation",
+    "DeveloperContent",
+    "Effort",
+    "FunctionTool",
+    "History",
+    "Message",
+    "ResponseFormat",
+    "Role",
+    "SystemContent",
+    "ToolNamespace",
+    "from_chat",
+    "render",
+    "render_for_training",
+    "stop_ids",
+]
