@@ -7,7 +7,9 @@ them tests the reader.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -517,11 +519,31 @@ def _gguf_metadata(writer: Any, config: TinyConfig, tokenizer: bool) -> None:
 
 # --- tokenizer ----------------------------------------------------------------------------------
 
-MERGES = (
-    ["t h", "i n", "Ġ t", "Ġ a", "h e", "r e", "e r", "o n", "Ġ s", "n d", "a t", "Ġt he", "o u", "i s"]
-    + ["e n", "in g", "Ġ w", "o r", "i t", "Ġ o", "Ġ c", "a n", "e s", "l l", "e d", "Ġa nd", "Ġo f"]
-    + ["Ġ in", "Ġ m", "s t", "a l", "a r", "Ġt o", "i c", "Ġ is", "1 2", "f i", "n al", "fi nal"]
+MERGE_TEXT = (
+    "the answer to the question is in the final message and the reasoning of the assistant "
+    "is in the analysis channel while the user and the developer start and end their messages"
 )
+NUM_MERGES = 40
+
+
+def train_merges(text: str, count: int) -> list[str]:
+    """Byte-pair merges of a text, most frequent pair first; each product is thereby reachable."""
+    words = [["Ġ", *word] for word in text.split()]
+    merges = []
+    for _ in range(count):
+        pairs = Counter(pair for word in words for pair in itertools.pairwise(word))
+        left, right = max(pairs, key=lambda pair: (pairs[pair], pair))
+        merges.append(f"{left} {right}")
+        for word in words:
+            at = 0
+            while at < len(word) - 1:
+                if word[at] == left and word[at + 1] == right:
+                    word[at : at + 2] = [left + right]
+                at += 1
+    return merges
+
+
+MERGES = train_merges(MERGE_TEXT, NUM_MERGES)
 PATTERN = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from aperto.errors import FormatError, ModelNotFoundError
 from aperto.formats.checkpoint import Checkpoint
-from aperto.formats.gguf import open_gguf
+from aperto.formats.ggufmodel import open_gguf
 from aperto.formats.hf import open_hf
 from aperto.formats.jsonfile import read_object
 from aperto.formats.openai import open_openai
