@@ -70,7 +70,9 @@ class TinyConfig:
     @property
     def published(self) -> bool:
         """The published pattern: even layers windowed, odd layers full."""
-        return self.uniform and all(bool(la.window) == (i % 2 == 0) for i, la in enumerate(self.layers))
+        return self.uniform and all(
+            bool(la.window) == (i % 2 == 0) for i, la in enumerate(self.layers)
+        )
 
 
 def write_tiny(
@@ -215,7 +217,9 @@ HF_LAYER = {
     "moe.down.weight": "mlp.experts.down_proj",
     "moe.down.bias": "mlp.experts.down_proj_bias",
 } | {
-    f"attn.{part}.{kind}": f"self_attn.{part}_proj.{kind}" for part in "qkv" for kind in ("weight", "bias")
+    f"attn.{part}.{kind}": f"self_attn.{part}_proj.{kind}"
+    for part in "qkv"
+    for kind in ("weight", "bias")
 }
 HF_GLOBAL = {
     "embedding.weight": "model.embed_tokens.weight",
@@ -283,7 +287,9 @@ def hf_config(config: TinyConfig, mxfp4: bool, rope_spelling: str) -> dict[str, 
         "initial_context_length": config.original_context,
         "initializer_range": 0.02,
         "intermediate_size": config.intermediate,
-        "layer_types": ["sliding_attention" if la.window else "full_attention" for la in config.layers],
+        "layer_types": [
+            "sliding_attention" if la.window else "full_attention" for la in config.layers
+        ],
         "max_position_embeddings": config.max_context,
         "model_type": "gpt_oss",
         "num_attention_heads": config.heads,
@@ -304,22 +310,37 @@ def hf_config(config: TinyConfig, mxfp4: bool, rope_spelling: str) -> dict[str, 
     else:
         raw["rope_parameters"] = rope | {"rope_theta": config.rope_theta}
     if mxfp4:
-        kept = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
+        kept = [
+            "model.layers.*.self_attn",
+            "model.layers.*.mlp.router",
+            "model.embed_tokens",
+            "lm_head",
+        ]
         raw["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": kept}
     if not config.uniform:
         raw |= {"model_type": "gpt_oss_puzzle", "architectures": ["GptOssPuzzleForCausalLM"]}
         raw["block_configs"] = [
-            {"num_local_experts": la.num_experts, "num_experts_per_tok": la.top_k, "sliding_window": la.window or None}
+            {
+                "num_local_experts": la.num_experts,
+                "num_experts_per_tok": la.top_k,
+                "sliding_window": la.window or None,
+            }
             for la in config.layers
         ]
     return raw
 
 
-def _write_hf(path: Path, config: TinyConfig, weights: dict[str, Any], rope_spelling: str, shards: int) -> None:
+def _write_hf(
+    path: Path, config: TinyConfig, weights: dict[str, Any], rope_spelling: str, shards: int
+) -> None:
     path.mkdir(parents=True, exist_ok=True)
     mxfp4 = isinstance(weights["layers.0.moe.down.weight"], tuple)
     (path / "config.json").write_text(json.dumps(hf_config(config, mxfp4, rope_spelling), indent=2))
-    generation = {"eos_token_id": [config.vocab - 1, config.vocab - 2], "do_sample": True, "pad_token_id": 0}
+    generation = {
+        "eos_token_id": [config.vocab - 1, config.vocab - 2],
+        "do_sample": True,
+        "pad_token_id": 0,
+    }
     (path / "generation_config.json").write_text(json.dumps(generation, indent=2))
     tensors = hf_tensors(weights)
     if shards == 1:
@@ -367,7 +388,10 @@ def openai_tensors(config: TinyConfig, weights: dict[str, Any]) -> dict[str, np.
         for name, openai in OPENAI_LAYER.items():
             value = weights[own + name]
             if isinstance(value, tuple):
-                tensors[f"block.{index}.{openai}.blocks"], tensors[f"block.{index}.{openai}.scales"] = value
+                (
+                    tensors[f"block.{index}.{openai}.blocks"],
+                    tensors[f"block.{index}.{openai}.scales"],
+                ) = value
             else:
                 tensors[f"block.{index}.{openai}"] = value
     return tensors
@@ -396,7 +420,11 @@ def _write_openai(path: Path, config: TinyConfig, weights: dict[str, Any]) -> No
     }
     if not config.published:
         raw["layers"] = [
-            {"sliding_window": la.window, "num_experts": la.num_experts, "experts_per_token": la.top_k}
+            {
+                "sliding_window": la.window,
+                "num_experts": la.num_experts,
+                "experts_per_token": la.top_k,
+            }
             for la in config.layers
         ]
     (path / "config.json").write_text(json.dumps(raw))
@@ -455,7 +483,12 @@ def _write_gguf(
     for index in range(len(config.layers)):
         own, block = f"layers.{index}.", f"blk.{index}"
         add(f"{block}.attn_norm.weight", weights[own + "attn.norm.weight"])
-        for part, name in (("q", "attn_q"), ("k", "attn_k"), ("v", "attn_v"), ("out", "attn_output")):
+        for part, name in (
+            ("q", "attn_q"),
+            ("k", "attn_k"),
+            ("v", "attn_v"),
+            ("out", "attn_output"),
+        ):
             add(f"{block}.{name}.weight", weights[f"{own}attn.{part}.weight"])
             add(f"{block}.{name}.bias", weights[f"{own}attn.{part}.bias"])
         add(f"{block}.attn_sinks.weight", weights[own + "attn.sinks"])
@@ -565,7 +598,9 @@ def vocabulary(vocab: int) -> tuple[list[str], list[str]]:
     ordinary = byte_alphabet() + [merge.replace(" ", "") for merge in MERGES]
     room = vocab - len(ordinary)
     if room < len(HARMONY_SPECIALS):
-        raise ValueError(f"vocab {vocab} is too small for the tiny tokenizer; at least {len(ordinary) + 9}")
+        raise ValueError(
+            f"vocab {vocab} is too small for the tiny tokenizer; at least {len(ordinary) + 9}"
+        )
     reserved = [f"<|reserved_{len(ordinary) + i}|>" for i in range(len(HARMONY_SPECIALS), room)]
     return ordinary, [*HARMONY_SPECIALS, *reserved]
 
@@ -590,8 +625,18 @@ def write_tokenizer(folder: Path, vocab: int) -> None:
         }
         for rank, text in enumerate(special)
     ]
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    split = {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": False}
+    byte_level = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": False,
+    }
+    split = {
+        "type": "Split",
+        "pattern": {"Regex": PATTERN},
+        "behavior": "Isolated",
+        "invert": False,
+    }
     document = {
         "version": "1.0",
         "truncation": None,
@@ -615,7 +660,11 @@ def write_tokenizer(folder: Path, vocab: int) -> None:
         },
     }
     (folder / "tokenizer.json").write_text(json.dumps(document, ensure_ascii=False))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|return|>", "pad_token": "<|endoftext|>"}
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "<|return|>",
+        "pad_token": "<|endoftext|>",
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
 
 
@@ -633,7 +682,11 @@ def hf_oracle(path: str | Path) -> Logits:
     quantized = "quantization_config" in json.loads((Path(path) / "config.json").read_text())
     extra = {"quantization_config": Mxfp4Config(dequantize=True)} if quantized else {}
     model = GptOssForCausalLM.from_pretrained(
-        path, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager", **extra
+        path,
+        dtype=torch.float32,
+        attn_implementation="eager",
+        experts_implementation="eager",
+        **extra,
     )
     model = model.float().eval()
 

@@ -153,8 +153,6 @@ class Checkpoint:
         return self._stored[name]
 
 
-
-
 def shape_error(
     file: Path, name: str, found: tuple[int, ...], expected: tuple[int, ...]
 ) -> TensorError:

@@ -34,7 +34,19 @@ TYPES: dict[int, tuple[str, int, int]] = {
 TYPE_IDS = {DType(name): type_id for type_id, (name, _, _) in TYPES.items()}
 
 _STRING, _ARRAY = 8, 9
-_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_SCALARS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -79,15 +91,23 @@ class GgufFile:
         self.path = path
         size = path.stat().st_size if path.is_file() else 0
         if size < 24:
-            raise FormatError(f"{path}: found {size} bytes; expected a GGUF file, which has at least 24")
+            raise FormatError(
+                f"{path}: found {size} bytes; expected a GGUF file, which has at least 24"
+            )
         with path.open("rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         reader = _Reader(self._map, path)
         num_tensors, num_pairs = _preamble(reader)
         self.metadata = _metadata(reader, num_pairs)
         alignment = self.metadata.get("general.alignment", ALIGNMENT)
-        if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 16 or alignment & (alignment - 1):
-            raise FormatError(f"{path}: general.alignment is {alignment!r:.40}; expected a power of two")
+        if (
+            not isinstance(alignment, int)
+            or not 1 <= alignment <= 1 << 16
+            or alignment & (alignment - 1)
+        ):
+            raise FormatError(
+                f"{path}: general.alignment is {alignment!r:.40}; expected a power of two"
+            )
         table = [_tensor_row(reader) for _ in range(num_tensors)]
         start = -(-reader.position // alignment) * alignment
         self.tensors = _placed(table, start, size, alignment, path)
@@ -141,13 +161,17 @@ class _Reader:
         try:
             return self.data[start : start + count].decode()
         except UnicodeDecodeError as problem:
-            raise FormatError(f"{self.path}: byte {start}: found text that is not UTF-8") from problem
+            raise FormatError(
+                f"{self.path}: byte {start}: found text that is not UTF-8"
+            ) from problem
 
     def key(self) -> str:
         start = self.position
         text = self.string()
         if len(text) > MAX_KEY_BYTES:
-            raise FormatError(f"{self.path}: byte {start}: a name of {len(text)} characters; expected fewer")
+            raise FormatError(
+                f"{self.path}: byte {start}: a name of {len(text)} characters; expected fewer"
+            )
         return text
 
 
@@ -155,13 +179,17 @@ def _preamble(reader: _Reader) -> tuple[int, int]:
     """Check magic and version; return the counts of tensors and of metadata pairs."""
     magic = bytes(reader.data[:4])
     if magic != MAGIC:
-        raise FormatError(f"{reader.path}: begins with {magic!r}; expected {MAGIC!r}; not a GGUF file")
+        raise FormatError(
+            f"{reader.path}: begins with {magic!r}; expected {MAGIC!r}; not a GGUF file"
+        )
     reader.skip(4)
     version = reader.take("I")
     if version not in VERSIONS:
         swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
         kind = "big-endian" if swapped in VERSIONS else f"version {version}"
-        raise UnsupportedError(f"{reader.path}: found a {kind} GGUF; expected little-endian version 2 or 3")
+        raise UnsupportedError(
+            f"{reader.path}: found a {kind} GGUF; expected little-endian version 2 or 3"
+        )
     # The smallest tensor row takes 32 bytes, the smallest pair 13.
     tensors = reader.length("tensor count", 32)
     return tensors, reader.length("metadata count", 13)
@@ -172,7 +200,9 @@ def _metadata(reader: _Reader, count: int) -> dict[str, Any]:
     for _ in range(count):
         key = reader.key()
         if key in metadata:
-            raise FormatError(f"{reader.path}: the metadata key {key!r:.80} occurs twice; expected it once")
+            raise FormatError(
+                f"{reader.path}: the metadata key {key!r:.80} occurs twice; expected it once"
+            )
         metadata[key] = _value(reader, reader.take("I"), key)
     return metadata
 
@@ -183,7 +213,9 @@ def _value(reader: _Reader, kind: int, key: str) -> Any:
     if kind == _STRING:
         return reader.string()
     if kind != _ARRAY:
-        raise FormatError(f"{reader.path}: metadata {key!r:.80} has value type {kind}; expected 0..12")
+        raise FormatError(
+            f"{reader.path}: metadata {key!r:.80} has value type {kind}; expected 0..12"
+        )
     item_kind = reader.take("I")
     if item_kind == _STRING:
         return StringArray(reader, reader.length(f"metadata {key!r:.80}", 8))
@@ -208,7 +240,9 @@ def _tensor_row(reader: _Reader) -> GgufTensor:
         )
     shape = tuple(reader.take("Q") for _ in range(num_dims))[::-1]
     type_id = reader.take("I")
-    type_name, block_values, block_bytes = TYPES.get(type_id) or foreign_type(reader.path, name, type_id)
+    type_name, block_values, block_bytes = TYPES.get(type_id) or foreign_type(
+        reader.path, name, type_id
+    )
     if shape[-1] % block_values:
         raise FormatError(
             f"{reader.path}: tensor {name!r:.80} has rows of {shape[-1]} values; expected a multiple "

@@ -52,7 +52,9 @@ def open_gguf(path: Path) -> Checkpoint:
         stored=stored,
         files=tuple(file.path for file in files),
         notes=table.finish(),
-        generation_config={"eos_token_id": list(config.eos_token_ids)} if config.eos_token_ids else {},
+        generation_config={"eos_token_id": list(config.eos_token_ids)}
+        if config.eos_token_ids
+        else {},
         tokenizer=lambda: _tokenizer(metadata, path),
     )
 
@@ -62,11 +64,15 @@ def _parts(path: Path) -> list[Path]:
     if not match:
         return [path]
     parts = int(match["parts"])
-    names = [f"{match['stem']}-{part:05d}-of-{parts:05d}.gguf" for part in range(1, min(parts, 9999) + 1)]
+    names = [
+        f"{match['stem']}-{part:05d}-of-{parts:05d}.gguf" for part in range(1, min(parts, 9999) + 1)
+    ]
     paths = [path.with_name(name) for name in names]
     for part in paths:
         if not part.is_file():
-            raise FormatError(f"{part}: this part is missing; expected {parts} parts; download it again")
+            raise FormatError(
+                f"{part}: this part is missing; expected {parts} parts; download it again"
+            )
     return paths
 
 
@@ -79,7 +85,9 @@ class _Table:
         for file in files:
             for name, tensor in file.tensors.items():
                 if name in self.holder:
-                    raise FormatError(f"{file.path}: tensor {name!r} is in another part too; expected it once")
+                    raise FormatError(
+                        f"{file.path}: tensor {name!r} is in another part too; expected it once"
+                    )
                 self.holder[name] = (file, tensor)
         self.used: set[str] = set()
         self.lossy: dict[str, int] = {}
@@ -96,7 +104,9 @@ class _Table:
         return file, tensor
 
     def finish(self) -> tuple[str, ...]:
-        unknown = [name for name in self.holder if name not in self.used and name != "rope_freqs.weight"]
+        unknown = [
+            name for name in self.holder if name not in self.used and name != "rope_freqs.weight"
+        ]
         if unknown:
             raise UnsupportedError(
                 f"{self.path}: found {len(unknown)} tensors that gpt-oss does not have, such as "
@@ -113,7 +123,11 @@ class _Table:
 
 
 def _config(metadata: Mapping[str, Any], table: _Table, path: Path) -> ModelConfig:
-    own = {key.removeprefix(_PREFIX): value for key, value in metadata.items() if key.startswith(_PREFIX)}
+    own = {
+        key.removeprefix(_PREFIX): value
+        for key, value in metadata.items()
+        if key.startswith(_PREFIX)
+    }
     fields = Fields(own, str(path))
     extra = Fields(dict(metadata), str(path))
     num_layers = fields.count("block_count", high=jsonconfig.MAX_LAYERS)
@@ -139,7 +153,9 @@ def _config(metadata: Mapping[str, Any], table: _Table, path: Path) -> ModelConf
         rope=_rope(fields, extra),
         max_context=fields.count("context_length", default=131072),
         swiglu_limit=extra.number("aperto.swiglu_limit", default=7.0),
-        rms_norm_eps=_shortest(fields.number("attention.layer_norm_rms_epsilon", high=1.0, default=1e-5)),
+        rms_norm_eps=_shortest(
+            fields.number("attention.layer_norm_rms_epsilon", high=1.0, default=1e-5)
+        ),
         eos_token_ids=jsonconfig.eos_ids({}, {"eos_token_id": eos}, str(path)),
         pad_token_id=extra.raw.get("tokenizer.ggml.padding_token_id"),
     )
@@ -182,7 +198,9 @@ def _rope(fields: Fields, extra: Fields) -> RopeConfig:
     if kind == "none":
         return RopeConfig(theta=theta, factor=1.0)
     if kind != "yarn":
-        raise UnsupportedError(f"{fields.where}: rope.scaling.type is {kind!r:.40}; expected yarn or none")
+        raise UnsupportedError(
+            f"{fields.where}: rope.scaling.type is {kind!r:.40}; expected yarn or none"
+        )
     return RopeConfig(
         theta=theta,
         factor=_shortest(fields.number("rope.scaling.factor", low=1.0)),
@@ -198,13 +216,19 @@ def _tokenizer(metadata: Mapping[str, Any], path: Path) -> TokenizerSource:
     if model in ("none", "no_vocab"):
         return TokenizerSource("bundled")
     if model != "gpt2":
-        raise UnsupportedError(f"{path}: tokenizer.ggml.model is {model!r:.40}; expected gpt2 (byte-level BPE)")
+        raise UnsupportedError(
+            f"{path}: tokenizer.ggml.model is {model!r:.40}; expected gpt2 (byte-level BPE)"
+        )
     tokens, merges = metadata.get("tokenizer.ggml.tokens"), metadata.get("tokenizer.ggml.merges")
     types = metadata.get("tokenizer.ggml.token_type", [])
     if not isinstance(tokens, StringArray) or not isinstance(types, list):
-        raise FormatError(f"{path}: tokenizer.ggml.tokens and token_type are no lists; expected the vocabulary")
+        raise FormatError(
+            f"{path}: tokenizer.ggml.tokens and token_type are no lists; expected the vocabulary"
+        )
     if types and len(types) != len(tokens):
-        raise FormatError(f"{path}: {len(types)} token types for {len(tokens)} tokens; expected as many")
+        raise FormatError(
+            f"{path}: {len(types)} token types for {len(tokens)} tokens; expected as many"
+        )
     return TokenizerSource(
         "gguf",
         tokens=tokens.decode(),
@@ -294,7 +318,11 @@ def _interleaver(
         rows = np.empty((gate.shape[0], 2 * gate.shape[1], *gate.shape[2:]), gate.dtype)
         rows[:, 0::2] = gate
         rows[:, 1::2] = up
-        return _mxfp4(canonical, shape, rows) if dtype is DType.MXFP4 else Tensor(canonical, dtype, shape, rows)
+        return (
+            _mxfp4(canonical, shape, rows)
+            if dtype is DType.MXFP4
+            else Tensor(canonical, dtype, shape, rows)
+        )
 
     return load
 

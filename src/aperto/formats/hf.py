@@ -113,9 +113,15 @@ def _open_shards(folder: Path) -> Shards:
     weight_map = read_object(folder / INDEX).get("weight_map")
     where = folder / INDEX
     if not isinstance(weight_map, dict) or not weight_map:
-        raise FormatError(f"{where}: weight_map is {weight_map!r:.80}; expected files by tensor name")
+        raise FormatError(
+            f"{where}: weight_map is {weight_map!r:.80}; expected files by tensor name"
+        )
     for name, file in weight_map.items():
-        if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
+        if (
+            not isinstance(file, str)
+            or Path(file).name != file
+            or not file.endswith(".safetensors")
+        ):
             raise FormatError(
                 f"{where}: tensor {name!r} is said to be in {file!r:.120}; expected the plain name "
                 "of a .safetensors file in the same folder"
@@ -124,7 +130,9 @@ def _open_shards(folder: Path) -> Shards:
     shards = Shards(files, folder)
     for name, file in weight_map.items():
         if name not in shards.holder or shards.holder[name].path.name != file:
-            raise TensorError(f"{folder / file}: tensor {name!r} is missing; the index expects it here")
+            raise TensorError(
+                f"{folder / file}: tensor {name!r} is missing; the index expects it here"
+            )
     return shards
 
 

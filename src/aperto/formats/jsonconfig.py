@@ -124,9 +124,7 @@ def _hf_block_configs(
             LayerConfig(
                 window=own.count("sliding_window", default=0, low=0),
                 num_experts=own.count("num_local_experts", high=MAX_EXPERTS),
-                experts_per_token=own.count(
-                    "num_experts_per_tok", high=MAX_EXPERTS, default=top_k
-                ),
+                experts_per_token=own.count("num_experts_per_tok", high=MAX_EXPERTS, default=top_k),
             )
         )
     return tuple(layers)
@@ -190,8 +188,7 @@ def to_hf(config: ModelConfig, *, experts_are_mxfp4: bool) -> dict[str, Any]:
     first = config.layers[0]
     windows = {layer.window for layer in config.layers if layer.window}
     uniform = len(windows) <= 1 and all(
-        (layer.num_experts, layer.experts_per_token)
-        == (first.num_experts, first.experts_per_token)
+        (layer.num_experts, layer.experts_per_token) == (first.num_experts, first.experts_per_token)
         for layer in config.layers
     )
     scaling: dict[str, Any] = {

@@ -34,7 +34,9 @@ def parse_object(data: bytes, where: str) -> dict[str, Any]:
 def read_object(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
     """Read a JSON object from a file of at most `max_bytes`."""
     if not path.is_file():
-        raise FormatError(f"{path}: found no such file; expected a JSON file; the folder is incomplete")
+        raise FormatError(
+            f"{path}: found no such file; expected a JSON file; the folder is incomplete"
+        )
     size = path.stat().st_size
     if size > max_bytes:
         raise FormatError(f"{path}: found {size} bytes; expected at most {max_bytes}")
@@ -55,7 +57,9 @@ class Fields:
                 return name, self.raw[name]
         return names[0], None
 
-    def count(self, *names: str, low: int = 1, high: int = 1 << 31, default: int | None = None) -> int:
+    def count(
+        self, *names: str, low: int = 1, high: int = 1 << 31, default: int | None = None
+    ) -> int:
         """Return an integer in low..high under the first of these names."""
         name, value = self.first(*names)
         if value is None and default is not None:
@@ -71,7 +75,11 @@ class Fields:
         name, value = self.first(*names)
         if value is None and default is not None:
             return default
-        if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
+        if (
+            not isinstance(value, int | float)
+            or isinstance(value, bool)
+            or not low <= value <= high
+        ):
             raise self.error(name, value, f"a number in {low:g}..{high:g}")
         return float(value)
 

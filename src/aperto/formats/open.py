@@ -22,7 +22,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     if not path.exists():
-        raise ModelNotFoundError(f"{path} does not exist; expected a checkpoint folder or .gguf file")
+        raise ModelNotFoundError(
+            f"{path} does not exist; expected a checkpoint folder or .gguf file"
+        )
     if path.is_file():
         if path.suffix == ".gguf":
             return open_gguf(path)

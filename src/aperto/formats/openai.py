@@ -23,7 +23,9 @@ def open_openai(folder: Path) -> Checkpoint:
     config = jsonconfig.from_openai(read_object(path), generation_config, path)
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise FormatError(f"{folder}: found no .safetensors file; expected the weights beside config.json")
+        raise FormatError(
+            f"{folder}: found no .safetensors file; expected the weights beside config.json"
+        )
     shards = Shards([SafetensorsFile(file) for file in files], folder)
     stored = _stored(config, shards)
     notes = shards.finish()

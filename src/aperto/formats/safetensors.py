@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -160,9 +160,3 @@ def header_bytes(
     # Padded so that the data begins at a multiple of 64: mapped views are then aligned.
     text += b" " * (-(8 + len(text)) % 64)
     return len(text).to_bytes(8, "little") + text
-
-
-def write_arrays(file: IO[bytes], arrays: Iterable[NDArray[Any]]) -> None:
-    """Append arrays in the order of the header."""
-    for array in arrays:
-        file.write(memoryview(np.ascontiguousarray(array)).cast("B"))

@@ -61,7 +61,9 @@ def _lists_of_file(path: Path, vocab_size: int) -> TokenizerSource:
         for item in document.get("added_tokens") or []:
             kind = CONTROL if item["special"] else USER_DEFINED
             tokens[int(item["id"])] = (str(item["content"]), kind)
-        merges = [m if isinstance(m, str) else " ".join(m) for m in document["model"].get("merges") or []]
+        merges = [
+            m if isinstance(m, str) else " ".join(m) for m in document["model"].get("merges") or []
+        ]
     except (KeyError, TypeError, ValueError, AttributeError) as problem:
         raise FormatError(
             f"{path}: found no byte-level BPE vocabulary ({problem!r:.80}); expected model.vocab, "
@@ -69,7 +71,9 @@ def _lists_of_file(path: Path, vocab_size: int) -> TokenizerSource:
         ) from problem
     outside = [index for index in tokens if not 0 <= index < vocab_size]
     if outside:
-        raise FormatError(f"{path}: token id {outside[0]} lies outside the embedding of {vocab_size} rows")
+        raise FormatError(
+            f"{path}: token id {outside[0]} lies outside the embedding of {vocab_size} rows"
+        )
     end = max(tokens, default=-1) + 1
     rows = [tokens.get(index, (f"[PAD{index}]", UNUSED)) for index in range(end)]
     return TokenizerSource(

@@ -1,0 +1,29 @@
+"""Free disk space, asked before anything large is written."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from aperto.errors import DiskSpaceError
+
+RESERVE_BYTES = 64 << 20
+"""Left free on purpose, for small files and the file system's own needs."""
+
+
+def free_bytes(path: Path) -> int:
+    """Free bytes on the disk that holds, or will hold, this path."""
+    existing = path.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    return shutil.disk_usage(existing).free
+
+
+def require_free(path: Path, needed_bytes: int, what: str) -> None:
+    """Raise DiskSpaceError unless `needed_bytes` and a small reserve are free at `path`."""
+    free = free_bytes(path)
+    if free < needed_bytes + RESERVE_BYTES:
+        raise DiskSpaceError(
+            f"{what} needs {needed_bytes / 1e9:.2f} GB at {path}; {free / 1e9:.2f} GB are free (and "
+            f"{RESERVE_BYTES / 1e9:.2f} GB must stay free); free some space or choose another disk"
+        )
