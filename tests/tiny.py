@@ -172,7 +172,7 @@ def make_weights(config: TinyConfig, seed: int, expert_dtype: str = "mxfp4") -> 
             return normal(num, rows, width, std=std)
         # Random codes; the scales spread over four powers of two around the wanted deviation.
         blocks = rng.integers(0, 256, (num, rows, width // 32, 16), dtype=np.uint8)
-        centre = int(round(np.log2(std / GRID_RMS)))
+        centre = round(float(np.log2(std / GRID_RMS)))
         spread = rng.integers(centre - 2, centre + 2, (num, rows, width // 32))
         return blocks, (spread + 127).astype(np.uint8)
 
@@ -701,8 +701,8 @@ def torch_oracle(path: str | Path) -> Logits:
     """OpenAI's torch model in float32 on an original-layout checkpoint: ids -> logits [T, V].
 
     Its own loader fixes BF16 parameters and windows by parity, so the module is built here, with
-    per-layer windows and experts where the configuration states them; the weights come through its own
-    reader.
+    per-layer windows and experts where the configuration states them; the weights come through
+    its own reader.
     """
     import torch
     from gpt_oss.torch.model import MLPBlock, ModelConfig, Transformer

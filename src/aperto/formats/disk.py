@@ -24,6 +24,7 @@ def require_free(path: Path, needed_bytes: int, what: str) -> None:
     free = free_bytes(path)
     if free < needed_bytes + RESERVE_BYTES:
         raise DiskSpaceError(
-            f"{what} needs {needed_bytes / 1e9:.2f} GB at {path}; {free / 1e9:.2f} GB are free (and "
-            f"{RESERVE_BYTES / 1e9:.2f} GB must stay free); free some space or choose another disk"
+            f"{what} needs {needed_bytes / 1e9:.2f} GB at {path}; {free / 1e9:.2f} GB are free "
+            f"(and {RESERVE_BYTES / 1e9:.2f} GB must stay free); free some space or "
+            "choose another disk"
         )

@@ -1,4 +1,4 @@
-"""The GGUF container: metadata and tensor table of a mapped file, checked, and a streaming writer."""
+"""The GGUF container: metadata and tensor table of a mapped file, checked; and their writer."""
 
 from __future__ import annotations
 
@@ -134,8 +134,8 @@ class _Reader:
     def skip(self, count: int) -> None:
         if count > self.left:
             raise FormatError(
-                f"{self.path}: byte {self.position}: expected {count} more bytes, found {self.left}; "
-                "the file is truncated or damaged"
+                f"{self.path}: byte {self.position}: expected {count} more bytes, found "
+                f"{self.left}; the file is truncated or damaged"
             )
         self.position += count
 
@@ -245,8 +245,8 @@ def _tensor_row(reader: _Reader) -> GgufTensor:
     )
     if shape[-1] % block_values:
         raise FormatError(
-            f"{reader.path}: tensor {name!r:.80} has rows of {shape[-1]} values; expected a multiple "
-            f"of {block_values} for {type_name}"
+            f"{reader.path}: tensor {name!r:.80} has rows of {shape[-1]} values; expected a "
+            f"multiple of {block_values} for {type_name}"
         )
     nbytes = math.prod(shape) // block_values * block_bytes
     offset = reader.take("Q")
@@ -265,13 +265,14 @@ def _placed(
             raise FormatError(f"{path}: tensor {row.name!r:.80} occurs twice; expected it once")
         if row.offset % alignment:
             raise FormatError(
-                f"{path}: tensor {row.name!r:.80} lies at offset {row.offset}; expected a multiple of "
-                f"{alignment}"
+                f"{path}: tensor {row.name!r:.80} lies at offset {row.offset}; expected a "
+                f"multiple of {alignment}"
             )
         if begin < position or begin + row.nbytes > size:
             raise FormatError(
-                f"{path}: tensor {row.name!r:.80} takes bytes {begin} to {begin + row.nbytes}; expected "
-                f"them between {position} and the end, {size}; the file is truncated or damaged"
+                f"{path}: tensor {row.name!r:.80} takes bytes {begin} to {begin + row.nbytes}; "
+                f"expected them between {position} and the end, {size}; the file is truncated or "
+                "damaged"
             )
         position = begin + row.nbytes
         placed[row.name] = dataclasses.replace(row, offset=begin)
@@ -301,8 +302,9 @@ def dequantize(raw: NDArray[np.uint8], tensor: GgufTensor, path: Path) -> NDArra
         values = dequantize_rows(raw, GGMLQuantizationType(tensor.type_id))
     except NotImplementedError as problem:
         raise UnsupportedError(
-            f"{path}: tensor {tensor.name!r} is {tensor.type_name}, which cannot be dequantised here; "
-            "expected MXFP4, Q8_0, BF16, F16, F32, K-quants or legacy quants; use another file of the model"
+            f"{path}: tensor {tensor.name!r} is {tensor.type_name}, which cannot be "
+            "dequantised here; expected MXFP4, Q8_0, BF16, F16, F32, K-quants or legacy quants; "
+            "use another file of the model"
         ) from problem
     return np.asarray(values, dtype=np.float32).reshape(tensor.shape)
 

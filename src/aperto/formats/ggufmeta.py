@@ -16,7 +16,7 @@ _FILE_TYPES = {DType.MXFP4: 38, DType.Q8_0: 7, DType.BF16: 32, DType.F16: 1, DTy
 def gguf_metadata(
     source: TensorSource, tokenizer: TokenizerSource, kinds: set[str], name: str
 ) -> dict[str, Any]:
-    """Build the metadata; keys under `aperto.` appear only where gpt-oss has no key for a setting."""
+    """Build the metadata; `aperto.` keys appear only where gpt-oss has no key for a setting."""
     file_type = next(number for kind, number in _FILE_TYPES.items() if str(kind) in kinds)
     config = source.config
     metadata: dict[str, Any] = {

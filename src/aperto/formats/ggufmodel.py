@@ -113,8 +113,8 @@ class _Table:
                 f"{unknown[0]!r}; expected none: leaving them out would change the answers"
             )
         return tuple(
-            f"{count} tensors are {kind}, a lossy type: they are dequantised to float32, and what the "
-            "quantisation lost stays lost; experts are quantised to MXFP4 again to run"
+            f"{count} tensors are {kind}, a lossy type: they are dequantised to float32, and what "
+            "the quantisation lost stays lost; experts are quantised to MXFP4 again to run"
             for kind, count in sorted(self.lossy.items())
         )
 
@@ -157,7 +157,9 @@ def _config(metadata: Mapping[str, Any], table: _Table, path: Path) -> ModelConf
             fields.number("attention.layer_norm_rms_epsilon", high=1.0, default=1e-5)
         ),
         eos_token_ids=jsonconfig.eos_ids({}, {"eos_token_id": eos}, str(path)),
-        pad_token_id=extra.raw.get("tokenizer.ggml.padding_token_id"),
+        pad_token_id=jsonconfig.pad_id(
+            Fields({"pad": extra.raw.get("tokenizer.ggml.padding_token_id")}, str(path)), "pad"
+        ),
     )
 
 
@@ -284,7 +286,7 @@ def _typed(file: GgufFile, tensor: GgufTensor) -> Array:
 
 
 def _gate_up(table: _Table, row: Names, shape: tuple[int, ...]) -> Stored:
-    """Describe gate and up, two tensors or one after the other in a fused one, as interleaved rows."""
+    """Describe gate and up, two tensors or halves of a fused one, as interleaved rows."""
     half = (shape[0], shape[1] // 2, *shape[2:])
     fused = row.gguf.format(part="gate_up")
     if fused in table.holder:
@@ -346,13 +348,15 @@ def _mxfp4(canonical: str, shape: tuple[int, ...], stored: Array) -> Tensor:
 def from_gguf_nibbles(blocks: Array) -> Array:
     """Re-order [..., 16]: byte j = elements j and j+16 becomes byte j = elements 2j and 2j+1."""
     low, high = blocks & np.uint8(15), blocks >> np.uint8(4)
-    return np.concatenate(
+    joined: Array = np.concatenate(
         [half[..., 0::2] | (half[..., 1::2] << np.uint8(4)) for half in (low, high)], axis=-1
     )
+    return joined
 
 
 def to_gguf_nibbles(blocks: Array) -> Array:
     """Undo `from_gguf_nibbles`."""
     codes = np.stack([blocks & np.uint8(15), blocks >> np.uint8(4)], axis=-1)
     codes = codes.reshape(*blocks.shape[:-1], 32)
-    return codes[..., :16] | (codes[..., 16:] << np.uint8(4))
+    packed: Array = codes[..., :16] | (codes[..., 16:] << np.uint8(4))
+    return packed

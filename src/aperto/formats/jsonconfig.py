@@ -59,9 +59,7 @@ def from_hf(raw: dict[str, Any], generation: Mapping[str, Any], where: str) -> M
         swiglu_limit=fields.number("swiglu_limit", default=7.0),
         rms_norm_eps=fields.number("rms_norm_eps", high=1.0, default=1e-5),
         eos_token_ids=eos_ids(generation, raw, where),
-        pad_token_id=fields.count("pad_token_id", low=0, high=MAX_VOCAB, default=-1)
-        if raw.get("pad_token_id") is not None
-        else None,
+        pad_token_id=pad_id(fields, "pad_token_id"),
     )
 
 
@@ -69,7 +67,8 @@ def _check_hf_architecture(fields: Fields) -> None:
     kind = fields.raw.get("model_type")
     if kind not in ("gpt_oss", "gpt_oss_puzzle"):
         raise UnsupportedError(
-            f"{fields.where}: model_type is {kind!r:.80}; aperto runs gpt_oss (and gpt_oss_puzzle) only"
+            f"{fields.where}: model_type is {kind!r:.80}; aperto runs gpt_oss and "
+            "gpt_oss_puzzle only"
         )
     alpha = fields.number("swiglu_alpha", default=SWIGLU_ALPHA)
     if alpha != SWIGLU_ALPHA:
@@ -180,6 +179,13 @@ def eos_ids(generation: Mapping[str, Any], raw: Mapping[str, Any], where: str) -
         if not isinstance(item, int) or isinstance(item, bool) or not 0 <= item < MAX_VOCAB:
             raise FormatError(f"{where}: eos_token_id is {value!r:.80}; expected token ids")
     return tuple(ids)
+
+
+def pad_id(fields: Fields, name: str) -> int | None:
+    """Return the padding token id, where one is named."""
+    if fields.raw.get(name) is None:
+        return None
+    return fields.count(name, low=0, high=MAX_VOCAB)
 
 
 def to_hf(config: ModelConfig, *, experts_are_mxfp4: bool) -> dict[str, Any]:

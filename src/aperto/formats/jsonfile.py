@@ -25,7 +25,7 @@ def parse_object(data: bytes, where: str) -> dict[str, Any]:
     try:
         value = json.loads(data, object_pairs_hook=pairs)
     except (ValueError, RecursionError) as problem:
-        raise FormatError(f"{where}: found no valid JSON ({str(problem):.120})") from problem
+        raise FormatError(f"{where}: found no valid JSON ({problem!s:.120})") from problem
     if not isinstance(value, dict):
         raise FormatError(f"{where}: found a JSON {type(value).__name__}; expected an object")
     return value

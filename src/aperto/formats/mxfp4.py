@@ -66,7 +66,7 @@ def decode(blocks: NDArray[Any], scales: NDArray[Any]) -> NDArray[np.float32]:
             f"expected [..., {BLOCK_BYTES}] and the same without the last axis"
         )
     check_scales(scales)
-    values = _PAIRS[blocks].reshape(*scales.shape, BLOCK)
+    values: NDArray[np.float32] = _PAIRS[blocks].reshape(*scales.shape, BLOCK)
     # The product may be a float32 denormal and is still exact.
     values *= _SCALES[scales][..., None]
     return values.reshape(*scales.shape[:-1], scales.shape[-1] * BLOCK)

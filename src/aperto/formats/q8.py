@@ -18,7 +18,8 @@ def encode_q8_0(values: NDArray[Any]) -> NDArray[np.uint8]:
 
     The scale is amax / 127 in float32. The quotients are rounded half away from zero against that
     float32 scale; only the stored scale is rounded to f16.
-    Raises TensorError for K not a multiple of 32, values that are not finite, or a scale beyond f16.
+    Raises TensorError for K not a multiple of 32, and for values that are not finite or whose scale
+    is beyond f16.
     """
     if values.shape[-1] % BLOCK:
         raise TensorError(

@@ -134,7 +134,8 @@ def _entry(raw: Any, name: str, path: Path) -> Entry:
     expected = math.prod(shape) * item_bytes
     if offsets[1] - offsets[0] != expected:
         raise FormatError(
-            f"{where} takes {offsets[1] - offsets[0]} bytes; expected {expected} for {dtype} {shape}"
+            f"{where} takes {offsets[1] - offsets[0]} bytes; expected {expected} for {dtype} "
+            f"{shape}"
         )
     return Entry(dtype, tuple(shape), offsets[0], offsets[1])
 

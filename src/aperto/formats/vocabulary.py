@@ -40,8 +40,8 @@ def as_lists(source: TokenizerSource, vocab_size: int) -> TokenizerSource:
         return source
     if len(source.tokens) > vocab_size:
         raise FormatError(
-            f"the vocabulary has {len(source.tokens)} tokens; expected at most {vocab_size}, the rows "
-            "of the embedding"
+            f"the vocabulary has {len(source.tokens)} tokens; expected at most {vocab_size}, the "
+            "rows of the embedding"
         )
     gap = range(len(source.tokens), vocab_size)
     return TokenizerSource(

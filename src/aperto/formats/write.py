@@ -1,12 +1,14 @@
 """`write_checkpoint`: stream a model to disk in any of the three layouts.
 
 A layout is a plan: files, each a list of pieces with a stored name, type, shape and a function that
-reads the data. The plan is sized first, then written piece by piece to a temporary place and renamed.
+reads the data. The plan is sized first, then written piece by piece to a temporary place, and
+renamed.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -68,11 +70,12 @@ def write_checkpoint(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     progress: Progress | None = None,
 ) -> None:
-    """Write a model as a folder ("hf", "openai") or a file ("gguf"), one tensor in memory at a time.
+    """Write a model as a folder ("hf", "openai") or a file ("gguf"), tensor by tensor.
 
     Types are kept unless the layout has no room for them: Q8_0 becomes float32 in safetensors, and
-    small tensors become float32 in GGUF, both exactly. `dense` converts embedding, head and attention
-    matrices: BF16, F16 or F32, and Q8_0 for GGUF. `tokenizer_from` replaces the source's vocabulary.
+    small tensors become float32 in GGUF, both exactly. `dense` converts embedding, head and
+    attention matrices: BF16, F16 or F32, and Q8_0 for GGUF. `tokenizer_from` replaces the source's
+    vocabulary.
     Nothing appears under `path` until all of it is written.
     Raises UsageError if `path` exists or the request makes no sense, UnsupportedError for plain
     experts in the original layout (quantise them first), DiskSpaceError before anything is written.
@@ -87,6 +90,7 @@ def write_checkpoint(
             f"dense matrices cannot be {dense} in layout {layout}; expected BF16, F16 or F32"
         )
     tokenizer = tokenizer_from or source.tokenizer_source()
+    source = _Latest(source)
     pieces = _plan(source, layout, dense)
     total = sum(piece.nbytes for piece in pieces)
     require_free(path.parent, total, f"writing {path.name}")
@@ -96,6 +100,25 @@ def write_checkpoint(
         _write_gguf(source, path, pieces, tokenizer, report)
     else:
         _write_folder(source, path, layout, pieces, tokenizer, max_shard_bytes, report)
+
+
+class _Latest:
+    """A source that keeps the last tensor: blocks and scales, gate and up, come from one read."""
+
+    def __init__(self, source: TensorSource) -> None:
+        self.config = source.config
+        self.generation_config = source.generation_config
+        self.names = source.names
+        self.info = source.info
+        self.tokenizer_source = source.tokenizer_source
+        self._source = source
+        self._tensor: Tensor | None = None
+
+    def tensor(self, name: str) -> Tensor:
+        if self._tensor is None or self._tensor.name != name:
+            self._tensor = None  # freed before the next one is read
+            self._tensor = self._source.tensor(name)
+        return self._tensor
 
 
 class _Counter:
@@ -110,7 +133,7 @@ class _Counter:
         written = 0
         for array in piece.read():
             data = np.ascontiguousarray(array)
-            file.write(memoryview(data.reshape(-1).view(np.uint8)))
+            file.write(data.reshape(-1).view(np.uint8).data)
             written += data.nbytes
         assert written == piece.nbytes, f"{piece.name}: {written} bytes, {piece.nbytes} planned"
         self.done += written
@@ -227,7 +250,8 @@ def _openai_pieces(
         return _mxfp4_pieces(source, name, f"{stored}.blocks", f"{stored}.scales")
     if is_expert_weight(name):
         raise UnsupportedError(
-            f"{name} is {info.dtype}; the original layout holds experts as MXFP4 only; quantise them first"
+            f"{name} is {info.dtype}; the original layout holds experts as MXFP4 only; "
+            "quantise them first"
         )
     if not is_qkv(name):
         dtype = _target(source, info, dense)
@@ -267,7 +291,7 @@ def _gguf_pieces(
             stored.format(part=part),
             dtype,
             half,
-            lambda start=start: _gguf_data(source.tensor(name), dtype, slice(start, None, 2)),
+            functools.partial(_every_other_row, source, name, dtype, start),
         )
         for start, part in enumerate(("gate", "up"))
     ]
@@ -277,6 +301,10 @@ def _gguf_piece(
     name: str, dtype: DType, shape: tuple[int, ...], read: Callable[[], Iterator[Array]]
 ) -> _Piece:
     return _Piece(name, str(dtype), shape, gguf.tensor_bytes(gguf.TYPE_IDS[dtype], shape), read)
+
+
+def _every_other_row(source: TensorSource, name: str, dtype: DType, start: int) -> Iterator[Array]:
+    return _gguf_data(source.tensor(name), dtype, slice(start, None, 2))
 
 
 def _gguf_data(tensor: Tensor, dtype: DType, rows: slice | None = None) -> Iterator[Array]:
