@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import os
 import tomllib
 from collections.abc import Callable, Mapping
@@ -48,6 +49,34 @@ class RopeConfig:
     truncate: bool = False
     """Whether the ramp's ends are rounded to whole dimensions (gpt-oss: no)."""
 
+    @property
+    def concentration(self) -> float:
+        """Factor of cosines and sines, which sharpens attention over the extended context."""
+        return 0.1 * math.log(self.factor) + 1.0 if self.factor > 1.0 else 1.0
+
+    def frequencies(self, head_dim: int) -> list[float]:
+        """Radians a position turns each of the head_dim / 2 pairs, in double precision."""
+        half = head_dim // 2
+        plain = [self.theta ** (-2.0 * i / head_dim) for i in range(half)]
+        if self.factor <= 1.0:
+            return plain
+        low, high = self._ramp_end(half, self.beta_fast), self._ramp_end(half, self.beta_slow)
+        if self.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0.0), min(high, head_dim - 1.0)
+        width = max(high - low, 1e-3)
+        result = []
+        for i, frequency in enumerate(plain):
+            interpolated = min(max((i - low) / width, 0.0), 1.0)
+            result.append(frequency * (1.0 - interpolated + interpolated / self.factor))
+        return result
+
+    def _ramp_end(self, half: int, rotations: float) -> float:
+        """Index of the pair that turns this often over the original context."""
+        return half * math.log(self.original_context / (rotations * 2 * math.pi)) / math.log(
+            self.theta
+        )
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ModelConfig:
@@ -84,6 +113,11 @@ class ModelConfig:
     def num_layers(self) -> int:
         """Number of transformer layers."""
         return len(self.layers)
+
+    @property
+    def window_groups(self) -> tuple[int, ...]:
+        """Distinct attention windows, in order of first use; layers of one share KV pages."""
+        return tuple(dict.fromkeys(layer.window for layer in self.layers))
 
     @property
     def q_size(self) -> int:
@@ -131,6 +165,42 @@ class ModelConfig:
                     f"layer {index}: experts_per_token is {layer.experts_per_token}; "
                     f"expected 1..{layer.num_experts}"
                 )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """How the engine batches requests and how much memory it keeps for their context."""
+
+    context_tokens: int | None = None
+    """Longest prompt and answer together in tokens; None takes as much of the model's context
+    as 256 MiB of keys and values hold, but at least 8192 (or all the model has)."""
+    cache_tokens: int | None = None
+    """Tokens of all sequences that the key-value cache holds at once; None means one sequence of
+    context_tokens."""
+    max_sequences: int = 16
+    """Sequences that are computed at once; others wait."""
+    max_waiting: int = 256
+    """Requests that may wait; more are refused with QueueFullError."""
+    max_batch_tokens: int = 512
+    """Most tokens of one forward pass, prompts and answers together; at least max_sequences."""
+    mixed_prefill_tokens: int = 128
+    """Most prompt tokens of a forward pass that also continues answers, so that a long prompt
+    does not hold them up."""
+    share_prefixes: bool = True
+    """Whether keys and values of equal prefixes are kept and shared between requests."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type == "bool" or (value is None and field.type == "int | None"):
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+                raise ConfigError(f"{field.name} is {value!r}; expected a positive integer")
+        if self.max_batch_tokens < self.max_sequences:
+            raise ConfigError(
+                f"max_batch_tokens is {self.max_batch_tokens}; expected at least max_sequences, "
+                f"{self.max_sequences}, so that every answer can go on at each step"
+            )
 
 
 Effort = Literal["low", "medium", "high"]

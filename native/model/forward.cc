@@ -1,0 +1,146 @@
+#include "model/forward.h"
+
+#include "base/check.h"
+#include "base/float_environment.h"
+#include "model/attention.h"
+#include "model/moe.h"
+
+namespace aperto {
+namespace {
+
+// Work items a thread gets on average: enough to even out a busy core, few enough to stay cheap.
+constexpr size_t kItemsPerThread = 8;
+
+// Tiles that a Q8 head of 200,000 rows hands out at once, so that items stay under a millisecond.
+constexpr size_t kMaxTilesPerItem = 64;
+
+void tile_matmul(const Kernels& kernels, const TiledWeight& weight, size_t tile,
+                 const F32Rows& rows, const Q8Rows& q8_rows, size_t num_tokens, float* out,
+                 size_t out_stride) {
+  const uint8_t* data = weight.tile(tile);
+  switch (weight.kind) {
+    case WeightKind::kQ8Tiles:
+      kernels.q8_q8w_matmul(data, q8_rows, nullptr, num_tokens, out, out_stride);
+      break;
+    case WeightKind::kBf16Tiles:
+      kernels.f32_bf16w_matmul(data, rows, nullptr, num_tokens, out, out_stride);
+      break;
+    default:
+      kernels.f32_f32w_matmul(data, rows, nullptr, num_tokens, out, out_stride);
+  }
+}
+
+}  // namespace
+
+void quantize_row(const Kernels& kernels, const float* x, size_t row, int32_t offset,
+                  const Q8Rows& out) {
+  const size_t blocks = out.k / kBlock;
+  kernels.f32_quantize_q8(x, out.k, offset, out.values + row * out.k, out.scales + row * blocks,
+                          out.starts + row * blocks);
+}
+
+void dense_matmul(ForwardContext& context, const TiledWeight& weight, const F32Rows& rows,
+                  const Q8Rows& q8_rows, size_t num_tokens, const float* bias, bool add,
+                  float* out, size_t out_stride) {
+  const size_t tiles = weight.num_tiles();
+  const size_t wanted = context.pool.num_threads() * kItemsPerThread;
+  const size_t per_item = std::clamp<size_t>(tiles / wanted, 1, kMaxTilesPerItem);
+  context.pool.parallel_for((tiles + per_item - 1) / per_item, [&](size_t item, int thread) {
+    const size_t end = std::min(tiles, (item + 1) * per_item);
+    for (size_t tile = item * per_item; tile < end; ++tile) {
+      float* target = out + tile * kTileRows;
+      float* product = add ? context.act.gate[thread].data() : target;
+      const size_t stride = add ? kTileRows : out_stride;
+      tile_matmul(context.kernels, weight, tile, rows, q8_rows, num_tokens, product, stride);
+      if (bias == nullptr) continue;
+      const float* tile_bias = bias + tile * kTileRows;
+      for (size_t t = 0; t < num_tokens; ++t) {
+        float* to = target + t * out_stride;
+        const float* from = product + t * stride;
+        for (size_t r = 0; r < kTileRows; ++r) {
+          to[r] = add ? to[r] + (from[r] + tile_bias[r]) : from[r] + tile_bias[r];
+        }
+      }
+    }
+  });
+}
+
+Model::Model(ModelShape shape, const PackedTensors& tensors, const Kernels& kernels,
+             int num_threads, size_t max_batch_tokens)
+    : shape_(std::move(shape)),
+      weights_(make_weights(shape_, tensors)),
+      kernels_(kernels),
+      pool_(num_threads),
+      activations_(shape_, max_batch_tokens, num_threads) {
+  check(max_batch_tokens >= 1, "max_batch_tokens is ", max_batch_tokens, "; expected at least 1");
+}
+
+void Model::check_batch(const KvPages& pages, const Batch& batch) const {
+  check(batch.num_tokens >= 1 && batch.num_tokens <= max_batch_tokens(), "the batch has ",
+        batch.num_tokens, " tokens; expected 1..", max_batch_tokens());
+  check(batch.num_outputs <= max_batch_tokens(), "the batch wants ", batch.num_outputs,
+        " rows of logits; expected at most ", max_batch_tokens());
+  for (size_t i = 0; i < batch.num_outputs; ++i) {
+    const int32_t row = batch.output_rows[i];
+    check(row >= 0 && static_cast<size_t>(row) < batch.num_tokens, "output row ", row,
+          " is out of range; the batch has ", batch.num_tokens, " tokens");
+  }
+  for (size_t t = 0; t < batch.num_tokens; ++t) {
+    const int32_t id = batch.token_ids[t];
+    const int32_t sequence = batch.sequences[t];
+    const int32_t position = batch.positions[t];
+    check(id >= 0 && static_cast<size_t>(id) < shape_.vocab_size, "token id ", id,
+          " is out of range; the vocabulary has ", shape_.vocab_size, " entries");
+    check(sequence >= 0 && static_cast<size_t>(sequence) < batch.num_sequences, "sequence ",
+          sequence, " is out of range; the page tables have ", batch.num_sequences, " rows");
+    check(position >= 0, "position ", position, " is negative");
+    if (t > 0 && batch.sequences[t - 1] == sequence) {
+      check(position == batch.positions[t - 1] + 1, "position ", position, " follows ",
+            batch.positions[t - 1], " in sequence ", sequence, "; expected the next one");
+    }
+    for (size_t group = 0; group < pages.num_groups(); ++group) {
+      const size_t window = shape_.group_windows[group];
+      const size_t oldest =
+          window == 0 || static_cast<size_t>(position) + 1 <= window ? 0 : position + 1 - window;
+      const size_t last = position / kPageTokens;
+      check(last < batch.max_pages[group], "position ", position, " needs page ", last,
+            " of its table; group ", group, " has ", batch.max_pages[group]);
+      // The first token of a run checks all it can see, the following ones only what is new.
+      const bool first = t == 0 || batch.sequences[t - 1] != sequence;
+      for (size_t p = first ? oldest / kPageTokens : last; p <= last; ++p) {
+        const int32_t page = batch.page_tables[group][sequence * batch.max_pages[group] + p];
+        check(page >= 0 && static_cast<size_t>(page) < pages.num_pages(group), "sequence ",
+              sequence, ", group ", group, ": page ", page, " of table entry ", p,
+              " is out of range; the cache has ", pages.num_pages(group));
+      }
+    }
+  }
+}
+
+void Model::forward(KvPages& pages, const Batch& batch, float* logits) {
+  check_batch(pages, batch);
+  const FloatEnvironment environment;
+  Activations& act = activations_;
+  ForwardContext context{shape_, weights_, kernels_, pool_, act, pages, batch};
+  const size_t hidden = shape_.hidden_size;
+  pool_.parallel_for(batch.num_tokens, [&](size_t token, int) {
+    embed(weights_, hidden, batch.token_ids[token], act.x.data() + token * hidden);
+  });
+  fill_rope(context);
+  for (size_t layer = 0; layer < shape_.layers.size(); ++layer) {
+    attention_layer(context, layer);
+    moe_layer(context, layer);
+  }
+  if (batch.num_outputs == 0) return;
+  const Q8Rows q8_normed = act.q8.rows(hidden);
+  pool_.parallel_for(batch.num_outputs, [&](size_t i, int) {
+    float* normed = act.normed.data() + i * hidden;
+    kernels_.f32_rmsnorm(act.x.data() + batch.output_rows[i] * hidden, weights_.norm,
+                         shape_.rms_norm_eps, hidden, normed);
+    if (weights_.quantized) quantize_row(kernels_, normed, i, kQ8Offset, q8_normed);
+  });
+  dense_matmul(context, weights_.head, {act.normed.data(), hidden}, q8_normed, batch.num_outputs,
+               nullptr, false, logits, logits_stride());
+}
+
+}  // namespace aperto
