@@ -6,7 +6,6 @@ Special tokens are looked up by name here and nowhere else; text never encodes t
 from __future__ import annotations
 
 import binascii
-import codecs
 import functools
 import gzip
 import hashlib
@@ -59,6 +58,7 @@ HARMONY_SPECIAL = (
 
 _BUNDLED_IDS = (199998, 199999, 200002, 200003, 200005, 200006, 200007, 200008, 200012)
 _BUNDLED_VOCAB_SIZE = 201088
+_MAX_VOCAB_SIZE = 1 << 24
 _GGUF_NORMAL, _GGUF_BYTE = 1, 6
 # The piece regex backtracks once a character in a run of white space and gives up near a million.
 _MAX_SPACE_RUN = 200_000
@@ -109,22 +109,23 @@ class Tokenizer:
         try:
             data = json.loads(path.read_bytes())
             model, added = data["model"], data.get("added_tokens") or []
-            vocab, merges = model["vocab"], model.get("merges") or []
             special = {str(token["content"]): int(token["id"]) for token in added}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            vocab = {text: int(i) for text, i in model["vocab"].items() if text not in special}
+            merges = list(model.get("merges") or [])
+            patterns = _split_patterns(data.get("pre_tokenizer") or {})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise FormatError(
-                f"{path}: not a tokenizer.json ({error}); expected a JSON object with "
-                "model.vocab, model.merges and added_tokens; download the file again"
+                f"{path}: not a readable tokenizer.json ({type(error).__name__}: {error}); "
+                "expected a JSON object with model.vocab, model.merges and added_tokens; "
+                "download the file again"
             ) from error
-        if model.get("type", "BPE") != "BPE":
+        if model.get("type", "BPE") != "BPE" or patterns != [PATTERN]:
             raise UnsupportedError(
-                f"{path}: model type is {model['type']!r}; aperto reads byte-level BPE"
+                f"{path}: a {model.get('type', 'BPE')} tokenizer that splits text with "
+                f"{patterns}; expected byte-level BPE that splits like o200k (gpt-oss)"
             )
-        _check_pattern(path, data.get("pre_tokenizer"))
-        ordinary = {text: token_id for text, token_id in vocab.items() if text not in special}
-        ranks = _decode_vocab(ordinary, str(path))
-        _check_merges(ranks, merges, str(path))
-        return cls(ranks, special)
+        _check_merges(vocab, merges, str(path))
+        return cls(_decode_vocab(vocab, str(path)), special)
 
     @classmethod
     def _from_gguf(cls, source: TokenizerSource) -> Tokenizer:
@@ -139,9 +140,8 @@ class Tokenizer:
         special: dict[str, int] = {}
         for token_id, (text, kind) in enumerate(zip(tokens, types, strict=True)):
             (ordinary if kind in (_GGUF_NORMAL, _GGUF_BYTE) else special)[text] = token_id
-        ranks = _decode_vocab(ordinary, "GGUF tokenizer")
-        _check_merges(ranks, source.merges, "GGUF tokenizer")
-        return cls(ranks, special)
+        _check_merges(ordinary, source.merges, "GGUF tokenizer")
+        return cls(_decode_vocab(ordinary, "GGUF tokenizer"), special)
 
     @property
     def vocab_size(self) -> int:
@@ -257,20 +257,40 @@ class Utf8Stream:
     """Decodes bytes that arrive in pieces which may end inside a character."""
 
     def __init__(self) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.invalid: list[bytes] = []
+        """Bytes that were not text, an entry a replacement character; the reader may clear it."""
+        self._pending = b""
 
     def feed(self, data: bytes) -> str:
-        """Text that is complete so far; invalid bytes become the replacement character."""
-        return self._decoder.decode(data)
+        """The text that is complete so far."""
+        if self._pending:
+            data, self._pending = self._pending + data, b""
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return self._feed_broken(data)
 
     def close(self) -> str:
-        """What is left of a character that never ended, as replacement characters."""
-        return self._decoder.decode(b"", final=True)
+        """The replacement character for a character that never ended, if there is one."""
+        if not self._pending:
+            return ""
+        self.invalid.append(self._pending)
+        self._pending = b""
+        return "\ufffd"
 
-    @property
-    def num_pending(self) -> int:
-        """Bytes held back because their character is not complete."""
-        return len(self._decoder.getstate()[0])
+    def _feed_broken(self, data: bytes) -> str:
+        text = ""
+        while True:
+            try:
+                return text + data.decode()
+            except UnicodeDecodeError as error:
+                text += data[: error.start].decode()
+                if error.end == len(data) and error.reason == "unexpected end of data":
+                    self._pending = data[error.start :]
+                    return text
+                self.invalid.append(data[error.start : error.end])
+                text += "\ufffd"
+                data = data[error.end :]
 
 
 @functools.cache
@@ -294,8 +314,8 @@ def _bundled() -> Tokenizer:
             f"bundled o200k_base ranks have SHA-256 {found}; expected {BUNDLED_SHA256}; "
             "reinstall aperto"
         )
-    fields = data.split()
-    ranks = dict(zip(map(binascii.a2b_base64, fields[::2]), map(int, fields[1::2]), strict=True))
+    # The hash vouches that line number and rank are the same.
+    ranks = {token: i for i, token in enumerate(map(binascii.a2b_base64, data.split()[::2]))}
     special = dict(zip(HARMONY_SPECIAL, _BUNDLED_IDS, strict=True))
     for token_id in range(len(ranks), _BUNDLED_VOCAB_SIZE):
         if token_id not in _BUNDLED_IDS:
@@ -316,7 +336,13 @@ def _piece_table(ranks: Mapping[bytes, int], special: Mapping[str, int]) -> list
             f"tokenizer: {len(missing)} single bytes have no token, the first 0x{missing[0]:02x}; "
             "expected all 256; the vocabulary is damaged"
         )
-    pieces: list[bytes | None] = [None] * (max(*ranks.values(), *special.values(), -1) + 1)
+    ids = [*ranks.values(), *special.values()]
+    if min(ids) < 0 or max(ids) >= _MAX_VOCAB_SIZE:
+        raise FormatError(
+            f"tokenizer: ids go from {min(ids)} to {max(ids)}; expected 0.."
+            f"{_MAX_VOCAB_SIZE - 1}; the vocabulary is damaged"
+        )
+    pieces: list[bytes | None] = [None] * (max(ids) + 1)
     for token, token_id in ranks.items():
         pieces[token_id] = token
     for name, token_id in special.items():
@@ -334,49 +360,49 @@ def _decode_vocab(vocab: Mapping[str, int], where: str) -> dict[bytes, int]:
     # Latin-1 holds every byte value once, so one translate call undoes the alphabet.
     table = {ord(letter): byte for byte, letter in enumerate(byte_alphabet())}
     try:
-        ranks = {text.translate(table).encode("latin-1"): i for text, i in vocab.items()}
+        return {text.translate(table).encode("latin-1"): i for text, i in vocab.items()}
     except UnicodeEncodeError as error:
         raise FormatError(
             f"{where}: token {error.object!r} is not written in the byte-level alphabet; "
             "expected a GPT-2 style vocabulary"
         ) from error
-    if any(not isinstance(i, int) or i < 0 for i in ranks.values()):
-        raise FormatError(f"{where}: a token id is not a whole number >= 0; the file is damaged")
-    return ranks
 
 
-def _check_merges(ranks: Mapping[bytes, int], merges: Sequence[Any], where: str) -> None:
+def _check_merges(vocab: Mapping[str, int], merges: Sequence[Any], where: str) -> None:
     """Refuse merges that would not apply in the order of the ids they produce."""
-    table = {ord(letter): byte for byte, letter in enumerate(byte_alphabet())}
-    last, made = -1, set()
-    for entry in merges:
-        left, right = entry.split(" ") if isinstance(entry, str) else entry
-        product = (left + right).translate(table).encode("latin-1", "replace")
-        rank = ranks.get(product, -1)
-        if rank < last:
+    try:
+        products = [
+            entry.replace(" ", "") if isinstance(entry, str) else "".join(entry) for entry in merges
+        ]
+    except TypeError as error:
+        raise FormatError(
+            f"{where}: a merge is not a pair of texts ({error}); the file is damaged"
+        ) from error
+    ids = [vocab.get(product, -1) for product in products]
+    if -1 in ids:
+        raise FormatError(
+            f"{where}: merge {merges[ids.index(-1)]!r} gives no token of the vocabulary; "
+            "expected every merge to give one; the file is damaged"
+        )
+    for entry, token_id, previous in zip(merges[1:], ids[1:], ids, strict=False):
+        if token_id < previous:
             raise FormatError(
-                f"{where}: merge {left!r} + {right!r} gives "
-                f"{'no token' if rank < 0 else f'id {rank}'} after a merge that gave id {last}; "
-                "expected merges in the order of their ids; this is not an o200k-style vocabulary"
+                f"{where}: merge {entry!r} gives id {token_id} after a merge that gave id "
+                f"{previous}; expected merges in the order of their ids; this is not an "
+                "o200k-style vocabulary"
             )
-        last = rank
-        made.add(rank)
-    orphans = [token for token, rank in ranks.items() if len(token) > 1 and rank not in made]
+    made = set(ids)
+    orphans = [text for text, token_id in vocab.items() if len(text) > 1 and token_id not in made]
     if orphans:
         raise FormatError(
             f"{where}: {len(orphans)} tokens are the product of no merge, the first "
-            f"{orphans[0]!r} (id {ranks[orphans[0]]}); expected a merge for each"
+            f"{orphans[0]!r} (id {vocab[orphans[0]]}); expected a merge for each"
         )
 
 
-def _check_pattern(path: Path, pre_tokenizer: Mapping[str, Any] | None) -> None:
-    steps = (pre_tokenizer or {}).get("pretokenizers") or [pre_tokenizer or {}]
-    patterns = [step["pattern"].get("Regex") for step in steps if step.get("type") == "Split"]
-    if patterns != [PATTERN]:
-        raise UnsupportedError(
-            f"{path}: text is split with {patterns}; aperto reads tokenizers that split like "
-            "o200k (gpt-oss)"
-        )
+def _split_patterns(pre_tokenizer: Mapping[str, Any]) -> list[str]:
+    steps = pre_tokenizer.get("pretokenizers") or [pre_tokenizer]
+    return [step["pattern"].get("Regex") for step in steps if step.get("type") == "Split"]
 
 
 def _splits(ranks: Mapping[bytes, int], token: bytes) -> list[tuple[bytes, bytes]]:
