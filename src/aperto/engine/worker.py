@@ -1,0 +1,250 @@
+"""The engine's thread: read the inbox, schedule, compute, sample, commit."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+from queue import SimpleQueue
+
+import numpy as np
+
+from aperto.config import EngineConfig
+from aperto.engine.core import CoreModel, Float32Array, Sampler, SampleResult
+from aperto.engine.pages import Pages
+from aperto.engine.sampling import SampleRow, SamplingParams
+from aperto.engine.scheduler import Batch, Scheduler
+from aperto.engine.sequence import Request, Sequence
+from aperto.engine.stream import FinishReason, Token
+from aperto.errors import ApertoError, EngineClosedError, EngineError, QueueFullError
+
+_log = logging.getLogger(__name__)
+
+_GREEDY = SamplingParams(temperature=0.0)
+_NO_TOKENS = np.empty(0, dtype=np.int32)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EngineStats:
+    """What the engine is doing, for metrics; a snapshot without locks."""
+
+    num_running: int
+    """Sequences being computed."""
+    num_waiting: int
+    """Requests not yet admitted, and sequences sent back for want of pages."""
+    pages_total: tuple[int, ...]
+    """Pages of each window group."""
+    pages_held: tuple[int, ...]
+    """Pages that running sequences hold, of each window group."""
+    pages_cached: tuple[int, ...]
+    """Unreferenced pages that keep prefixes, of each window group."""
+
+
+class Worker:
+    """What runs on the engine's thread, and the inbox through which others reach it."""
+
+    def __init__(
+        self,
+        model: CoreModel,
+        num_pages: tuple[int, ...],
+        config: EngineConfig,
+        context_tokens: int,
+        sampler: Sampler,
+    ) -> None:
+        self._model = model
+        self._cache = model.new_cache(num_pages)
+        self.pages = Pages(
+            model.window_groups,
+            num_pages,
+            model.page_tokens,
+            num_rows=config.max_sequences,
+            max_tokens=context_tokens,
+            share_prefixes=config.share_prefixes,
+        )
+        self.scheduler = Scheduler(self.pages, config)
+        self._sampler = sampler
+        self._max_waiting = config.max_waiting
+        self._num_words = -(-model.config.vocab_size // 32)
+        self.capacity_tokens = self.pages.capacity_tokens
+        """Longest sequence that fits when it is alone."""
+        # put() is safe from destructors, which a lock and a condition would not be.
+        self._inbox: SimpleQueue[Sequence | None] = SimpleQueue()
+        self._lock = threading.Lock()  # guards submission against closing
+        self._is_closed = False
+        self._num_submitted = 0
+
+    # --- called from any thread ----------------------------------------------------------------
+
+    def submit(self, request: Request) -> Sequence:
+        """Queue a request; see Engine.submit for what it raises."""
+        with self._lock:
+            if self._is_closed:
+                raise EngineClosedError("the engine is closed; open a new one")
+            waiting = self._inbox.qsize() + len(self.scheduler.waiting)
+            if waiting >= self._max_waiting:
+                raise QueueFullError(
+                    f"{waiting} requests wait already, the most that this engine lets wait "
+                    "(max_waiting); try again later"
+                )
+            sequence = Sequence(request, self._num_submitted, len(self.pages.windows))
+            self._num_submitted += 1
+            self._inbox.put(sequence)
+        return sequence
+
+    def cancel(self, sequence: Sequence) -> None:
+        """End a sequence before the next step; nothing happens where it has ended."""
+        sequence.is_cancelled = True
+        self._inbox.put(sequence)
+
+    def stop(self) -> None:
+        """Refuse new requests and end the thread after the current step."""
+        with self._lock:
+            self._is_closed = True
+        self._inbox.put(None)
+
+    def stats(self) -> EngineStats:
+        """What is running, waiting and held right now."""
+        pools = self.pages.pools
+        return EngineStats(
+            num_running=len(self.scheduler.running),
+            num_waiting=self._inbox.qsize() + len(self.scheduler.waiting),
+            pages_total=tuple(pool.num_pages for pool in pools),
+            pages_held=tuple(pool.num_pages - pool.num_available for pool in pools),
+            pages_cached=tuple(pool.num_cached for pool in pools),
+        )
+
+    # --- the engine's thread -------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Serve until told to stop; whatever is still open then ends with a typed error."""
+        error: ApertoError = EngineClosedError("the engine was closed before the answer was ready")
+        try:
+            is_busy = False
+            while self.read_inbox(wait=not is_busy):
+                is_busy = self.step()
+        except BaseException as cause:
+            _log.exception("the engine stopped on an internal error")
+            error = EngineError(f"the engine stopped on an internal error: {cause!r}")
+            error.__cause__ = cause
+        finally:
+            self._end_all(error)
+
+    def read_inbox(self, wait: bool) -> bool:
+        """Take in new and cancelled requests; False once the engine is to stop."""
+        inbox = self._inbox
+        while wait or not inbox.empty():
+            sequence = inbox.get()
+            if sequence is None:
+                return False
+            wait = False
+            if sequence.is_cancelled:
+                self._finish(sequence, "cancelled")
+            else:
+                self.scheduler.add(sequence)
+        return True
+
+    def step(self) -> bool:
+        """Schedule, compute, sample, commit; False where there was nothing to do."""
+        batch = self.scheduler.schedule()
+        if batch is None:
+            return False
+        try:
+            logits = self._model.forward(
+                self._cache,
+                batch.token_ids,
+                batch.positions,
+                batch.seq_idx,
+                self.pages.tables,
+                batch.output_rows,
+            )
+        except Exception as cause:
+            for sequence, _ in batch.entries:
+                self._fail(sequence, "the forward pass failed", cause)
+            return True
+        self.scheduler.commit(batch)
+        if batch.outputs:
+            self._sample(batch, logits)
+        for sequence, _ in batch.entries:
+            if sequence.num_computed == sequence.max_tokens:  # max_tokens 0: nothing to draw
+                self._finish(sequence, "length")
+        return True
+
+    def _sample(self, batch: Batch, logits: Float32Array) -> None:
+        """Draw, or for echoed prompts look up, one token for each output row."""
+        kept: list[int] = []
+        rows: list[SampleRow] = []
+        for idx, (sequence, position) in enumerate(batch.outputs):
+            try:
+                rows.append(self._sample_row(sequence, position))
+                kept.append(idx)
+            except Exception as cause:
+                self._fail(sequence, "the constraint failed to make a mask", cause)
+        if len(kept) < len(batch.outputs):
+            logits = logits[kept]
+        results = self._draw(logits, rows)
+        for idx, result in zip(kept, results, strict=True):
+            sequence, position = batch.outputs[idx]
+            if sequence.row < 0:
+                continue  # failed at an earlier row of this batch
+            if isinstance(result, Exception):
+                self._fail(sequence, "sampling failed", result)
+            else:
+                self._deliver(sequence, position, result)
+
+    def _sample_row(self, sequence: Sequence, position: int) -> SampleRow:
+        row = sequence.sample_row
+        if position + 1 < sequence.num_tokens:
+            return self._echo_row(sequence, int(sequence.tokens[position + 1]))
+        row.position = position + 1
+        if sequence.constraint is not None:
+            row.mask = sequence.constraint.mask()
+        return row
+
+    def _echo_row(self, sequence: Sequence, token_id: int) -> SampleRow:
+        """A row that can only draw a known token, and so reports its logprob."""
+        row = SampleRow(_GREEDY, _NO_TOKENS, sequence.sample_row.num_top_logprobs)
+        row.mask = np.zeros(self._num_words, dtype=np.uint32)
+        row.mask[token_id // 32] = np.uint32(1) << np.uint32(token_id % 32)
+        return row
+
+    def _draw(self, logits: Float32Array, rows: list[SampleRow]) -> list[SampleResult | Exception]:
+        """One result a row; a row that cannot be sampled does not spoil the others."""
+        try:
+            return list(self._sampler(logits, rows)) if rows else []
+        except Exception as cause:
+            if len(rows) == 1:
+                return [cause]
+        return [self._draw(logits[i : i + 1], [row])[0] for i, row in enumerate(rows)]
+
+    def _deliver(self, sequence: Sequence, position: int, result: SampleResult) -> None:
+        token = Token(result[0], result[1], tuple(result[2]))
+        if position + 1 < sequence.num_tokens:
+            sequence.channel.prompt_logprobs.append(token)
+            return
+        try:
+            reason = sequence.append(token)
+        except Exception as cause:
+            self._fail(sequence, f"the constraint refused token {token.id}", cause)
+            return
+        if reason is not None:
+            self._finish(sequence, reason)
+
+    def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        self.scheduler.drop(sequence)
+        sequence.channel.end(reason)
+
+    def _fail(self, sequence: Sequence, what: str, cause: Exception) -> None:
+        error = EngineError(f"{what}: {cause}")
+        error.__cause__ = cause
+        self.scheduler.drop(sequence)
+        sequence.channel.end("error", error)
+
+    def _end_all(self, error: ApertoError) -> None:
+        with self._lock:
+            self._is_closed = True
+        for sequence in (*self.scheduler.running, *self.scheduler.waiting):
+            sequence.channel.end("error", error)
+        while not self._inbox.empty():
+            left = self._inbox.get()
+            if left is not None:
+                left.channel.end("error", error)
