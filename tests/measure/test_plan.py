@@ -8,8 +8,8 @@ from aperto.config import LayerConfig, ModelConfig
 from aperto.measure.plan import (
     PAGE_TOKENS,
     bytes_by_kind,
+    default_context,
     gib,
-    kv_pages,
     plan_memory,
     required_bytes,
     tensor_kind,
@@ -91,12 +91,9 @@ def test_longest_context_fits_and_one_page_more_does_not(available):
         assert more > available
 
 
-@pytest.mark.parametrize(
-    ("window", "context", "pages"),
-    [(0, 1, 1), (0, 32, 1), (0, 33, 2), (128, 32, 1), (128, 100_000, (128 + 512 + 32) // 32)],
-)
-def test_kv_pages(window, context, pages):
-    assert kv_pages(window, context, batch_tokens=512) == pages
+def test_default_context_is_the_engines():
+    # 256 MiB of keys and values at 24 KiB a token are 10922 tokens: the power of two below.
+    assert default_context(CONFIG_20B, "q8") == 8192
 
 
 def test_every_window_group_is_counted():

@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable
+from typing import cast
 
-from aperto.config import LayerConfig, ModelConfig, Precision
+from aperto.config import EngineConfig, LayerConfig, ModelConfig, Precision
+from aperto.engine import default_context_tokens, plan_pages
+from aperto.engine.core import CoreModel
 
 BLOCK = 32  # values that share a scale, in MXFP4 and in Q8_0
 MXFP4_BLOCK_BYTES = 17  # 16 bytes of nibbles and one E8M0 scale
@@ -105,72 +108,76 @@ def _weight_items(config: ModelConfig, precision: Precision) -> list[PlanItem]:
     ]
 
 
-def kv_pages(window: int, context: int, batch_tokens: int) -> int:
-    """Pages one layer holds at most for a sequence of `context` tokens.
+class _Shape:
+    """What the engine's page planning asks of a model, known before it is loaded."""
 
-    A windowed layer keeps the window and the batch being written, one page more where they
-    straddle a page boundary; `window` 0 keeps everything.
-    """
-    held = context if window == 0 else min(context, window + batch_tokens + PAGE_TOKENS)
-    return -(-held // PAGE_TOKENS)
+    page_tokens = PAGE_TOKENS
+
+    def __init__(self, config: ModelConfig, precision: Precision) -> None:
+        self.config = config
+        self.value_bytes, self.stored = (2, "f16") if precision == "q8" else (4, "f32")
+        layers = Counter(layer.window for layer in config.layers)
+        self.window_groups = tuple(sorted(layers))
+        self.num_layers = tuple(layers[window] for window in self.window_groups)
+
+    def page_bytes(self, group: int) -> int:
+        """Bytes of one page: keys and values of all layers of the group."""
+        values = PAGE_TOKENS * 2 * self.config.kv_size
+        return self.num_layers[group] * values * self.value_bytes
 
 
-def _kv_items(
-    config: ModelConfig, precision: Precision, context: int, batch_tokens: int
-) -> list[PlanItem]:
-    value_bytes, stored = (2, "f16") if precision == "q8" else (4, "f32")
-    page_bytes = PAGE_TOKENS * 2 * config.kv_size * value_bytes
-    groups = Counter(layer.window for layer in config.layers)
+def default_context(config: ModelConfig, precision: Precision) -> int:
+    """Context in tokens that the engine keeps memory for where none is asked for."""
+    return default_context_tokens(cast(CoreModel, _Shape(config, precision)))
+
+
+def _kv_items(config: ModelConfig, precision: Precision, context: int) -> list[PlanItem]:
+    shape = _Shape(config, precision)
+    pages = plan_pages(cast(CoreModel, shape), EngineConfig(context_tokens=context))
     items = []
-    for window, num_layers in sorted(groups.items()):
-        pages = kv_pages(window, context, batch_tokens)
+    for group, window in enumerate(shape.window_groups):
         name = f"KV pages, window {window}" if window else "KV pages, whole context"
-        detail = f"{num_layers} layers x {pages} pages of {PAGE_TOKENS} tokens, {stored}"
-        items.append(PlanItem(name, num_layers * pages * page_bytes, detail))
+        detail = f"{shape.num_layers[group]} layers x {pages[group]} pages of {PAGE_TOKENS} tokens"
+        num_bytes = pages[group] * shape.page_bytes(group)
+        items.append(PlanItem(name, num_bytes, f"{detail}, {shape.stored}"))
     return items
 
 
-def _scratch_item(config: ModelConfig, batch_tokens: int) -> PlanItem:
+def _scratch_item(config: ModelConfig) -> PlanItem:
     """Activations of one batch in float32, each buffer of the forward pass counted once."""
+    engine = EngineConfig()
+    batch_tokens = engine.max_batch_tokens
     top_k = max(layer.experts_per_token for layer in config.layers)
     attention = 2 * config.q_size + 2 * config.kv_size
     experts = top_k * (3 * config.intermediate_size + config.hidden_size)
     per_token = 3 * config.hidden_size + attention + experts
-    logits = 8 * config.vocab_size
+    logits = engine.max_sequences * config.vocab_size
     detail = f"a batch of {batch_tokens} tokens, float32"
     return PlanItem("activations", 4 * (batch_tokens * per_token + logits), detail)
 
 
-def _items(
-    config: ModelConfig, precision: Precision, context: int, batch_tokens: int
-) -> tuple[PlanItem, ...]:
+def _items(config: ModelConfig, precision: Precision, context: int) -> tuple[PlanItem, ...]:
     return (
         *_weight_items(config, precision),
-        *_kv_items(config, precision, context, batch_tokens),
-        _scratch_item(config, batch_tokens),
+        *_kv_items(config, precision, context),
+        _scratch_item(config),
         PlanItem("program", PROGRAM_BYTES, "interpreter, libraries, tokenizer"),
     )
 
 
-def required_bytes(
-    config: ModelConfig, *, precision: Precision, context: int, batch_tokens: int = 512
-) -> int:
-    """Memory in bytes that the model takes for one sequence of `context` tokens."""
-    items = _items(config, precision, context, batch_tokens)
+def required_bytes(config: ModelConfig, *, precision: Precision, context: int) -> int:
+    """Memory in bytes that the model takes with a context of `context` tokens."""
+    items = _items(config, precision, context)
     return sum(item.num_bytes for item in items)
 
 
-def _longest_context(
-    config: ModelConfig, precision: Precision, available_bytes: int, batch_tokens: int
-) -> int:
+def _longest_context(config: ModelConfig, precision: Precision, available_bytes: int) -> int:
     """Most whole pages that fit, by bisection: memory grows with the context."""
     low, high = 0, config.max_context // PAGE_TOKENS
     while low < high:
         middle = (low + high + 1) // 2
         context = middle * PAGE_TOKENS
-        needed = required_bytes(
-            config, precision=precision, context=context, batch_tokens=batch_tokens
-        )
+        needed = required_bytes(config, precision=precision, context=context)
         low, high = (middle, high) if needed <= available_bytes else (low, middle - 1)
     return low * PAGE_TOKENS
 
@@ -188,16 +195,15 @@ def _advice(
     context: int,
     available_bytes: int,
     longest: int,
-    batch_tokens: int,
 ) -> tuple[str, ...]:
-    needed = required_bytes(config, precision=precision, context=context, batch_tokens=batch_tokens)
+    needed = required_bytes(config, precision=precision, context=context)
     if needed <= available_bytes:
         return ()
     advice = []
     if longest:
         advice.append(f"--context {longest} is the longest that fits")
     if precision == "exact":
-        q8 = required_bytes(config, precision="q8", context=context, batch_tokens=batch_tokens)
+        q8 = required_bytes(config, precision="q8", context=context)
         verdict = "fits" if q8 <= available_bytes else "does not fit either"
         advice.append(f"--precision q8 needs {gib(q8)} and {verdict}")
     missing = needed - available_bytes
@@ -211,18 +217,17 @@ def plan_memory(
     precision: Precision,
     context: int,
     available_bytes: int,
-    batch_tokens: int = 512,
 ) -> MemoryPlan:
-    """Count every use of memory for one sequence of `context` tokens.
+    """Count every use of memory of an engine with a context of `context` tokens.
 
-    `batch_tokens` is the largest batch of one forward pass. Nothing is loaded.
+    Nothing is loaded.
     """
-    longest = _longest_context(config, precision, available_bytes, batch_tokens)
+    longest = _longest_context(config, precision, available_bytes)
     return MemoryPlan(
         precision=precision,
         context=context,
-        items=_items(config, precision, context, batch_tokens),
+        items=_items(config, precision, context),
         available_bytes=available_bytes,
         longest_context=longest,
-        advice=_advice(config, precision, context, available_bytes, longest, batch_tokens),
+        advice=_advice(config, precision, context, available_bytes, longest),
     )
