@@ -2,6 +2,7 @@
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
+#include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
@@ -71,12 +72,10 @@ class BoundModel {
     }
     model_ = std::make_unique<Model>(read_shape(config), packed, select_kernels(isa), num_threads,
                                      max_batch_tokens);
-    sampler_ = std::make_unique<Sampler>(model_->kernels(), model_->shape().vocab_size);
   }
 
   nb::object config() const { return config_; }
   const Model& model() const { return *model_; }
-  Sampler& sampler() { return *sampler_; }
 
   nb::object forward(KvPages& pages, In1<int32_t> token_ids, In1<int32_t> positions,
                      In1<int32_t> sequences, std::vector<In2<int32_t>> page_tables,
@@ -111,7 +110,6 @@ class BoundModel {
   nb::object config_;
   nb::dict tensors_;  // keeps the mapped files alive
   std::unique_ptr<Model> model_;
-  std::unique_ptr<Sampler> sampler_;
 };
 
 using Logits = nb::ndarray<const float, nb::numpy, nb::ndim<2>, nb::device::cpu>;
@@ -162,10 +160,9 @@ struct BoundRow {
 
 using BoundResult = std::tuple<int32_t, float, std::vector<std::pair<int32_t, float>>>;
 
-std::vector<BoundResult> sample(BoundModel& model, Logits logits, nb::sequence rows) {
-  const size_t vocab_size = model.model().shape().vocab_size;
-  check(logits.shape(1) == vocab_size && logits.stride(1) == 1, "logits have ", logits.shape(1),
-        " columns; expected ", vocab_size, ", contiguous");
+std::vector<BoundResult> sample(Logits logits, nb::sequence rows) {
+  check(logits.shape(1) > 0 && logits.stride(1) == 1, "logits have ", logits.shape(1),
+        " columns; expected at least one, contiguous");
   check(nb::len(rows) == logits.shape(0), "there are ", nb::len(rows), " sample rows; expected ",
         logits.shape(0), ", one a row of logits");
   std::vector<BoundRow> bound;
@@ -173,9 +170,9 @@ std::vector<BoundResult> sample(BoundModel& model, Logits logits, nb::sequence r
   std::vector<SampleResult> results;
   {
     nb::gil_scoped_release release;
+    Sampler sampler(select_kernels(""), logits.shape(1));
     for (size_t i = 0; i < bound.size(); ++i) {
-      results.push_back(
-          model.sampler().sample(logits.data() + i * logits.stride(0), bound[i].request));
+      results.push_back(sampler.sample(logits.data() + i * logits.stride(0), bound[i].request));
     }
   }
   std::vector<BoundResult> tuples;
@@ -198,16 +195,6 @@ void bind_model(nb::module_& m) {
       .def("forward", &BoundModel::forward, "cache"_a, "token_ids"_a, "positions"_a, "seq_idx"_a,
            "page_tables"_a, "output_rows"_a,
            "Run a batch; returns the logits [outputs, vocab] of its output rows.")
-      .def("sample", &sample, "logits"_a, "rows"_a,
-           "Draw a token for each row: (token id, logprob, [(id, logprob), ...]).")
-      .def(
-          "log_sum_exp",
-          [](BoundModel& model, Array<const float, nb::ndim<1>> logits) {
-            check(logits.size() == model.model().shape().vocab_size, "the row has ",
-                  logits.size(), " logits; expected ", model.model().shape().vocab_size);
-            return model.sampler().log_sum_exp(logits.data());
-          },
-          "logits"_a, "Log of the sum of exponentials of one row of logits.")
       .def(
           "new_cache",
           [](const BoundModel& model, const std::vector<size_t>& num_pages,
@@ -230,6 +217,15 @@ void bind_model(nb::module_& m) {
                    [](const BoundModel& model) { return model.model().num_threads(); })
       .def_prop_ro("max_batch_tokens",
                    [](const BoundModel& model) { return model.model().max_batch_tokens(); });
+  m.def("sample", &sample, "logits"_a, "rows"_a,
+        "Draw a token for each row: (token id, logprob, [(id, logprob), ...]).");
+  m.def(
+      "log_sum_exp",
+      [](In1<float> logits) {
+        check(logits.size() > 0, "the row has no logits; expected at least one");
+        return Sampler(select_kernels(""), logits.size()).log_sum_exp(logits.data());
+      },
+      "logits"_a, "Log of the sum of exponentials of one row of logits.");
   m.def("counter_uniform", &counter_uniform, "seed"_a, "position"_a,
         "The number in [0, 1) behind a draw.");
 }

@@ -1,0 +1,120 @@
+"""The one door to the C++ core: forward pass, KV cache and sampler."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aperto import _native
+from aperto.config import ModelConfig
+from aperto.errors import ConfigError
+
+PAGE_TOKENS: int = _native.PAGE_TOKENS
+"""Tokens of one KV page."""
+
+PackedTensors: TypeAlias = Mapping[str, tuple[str, NDArray[np.uint8]]]
+"""Packed weights: name -> (kind, bytes)."""
+
+KvCache = _native.KvCache
+"""Pages of keys and values; made by `Model.new_cache`."""
+
+sample = _native.sample
+"""sample(logits [m, vocab] float32, rows): a (token id, logprob, top) for each row.
+
+Logprobs are of the logits as given. A draw depends on its row's logits, settings and
+(seed, position) alone.
+"""
+
+log_sum_exp = _native.log_sum_exp
+"""Log of the sum of exponentials of one row of logits, so that logprob = logit - this."""
+
+
+class SampleRow(Protocol):
+    """Settings and state of one draw; `aperto.engine.sampling.SampleRow` is the real one."""
+
+    temperature: float
+    position: int
+
+
+def isa_names() -> list[str]:
+    """Return the instruction sets this CPU can run, best first; "reference" is the last."""
+    return list(_native.isa_names())
+
+
+class Model:
+    """The forward pass of one model over packed weights.
+
+    One call at a time: forward uses scratch memory of its own.
+    """
+
+    page_tokens = PAGE_TOKENS
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        tensors: PackedTensors,
+        *,
+        num_threads: int | None = None,
+        isa: str = "",
+        max_batch_tokens: int = 512,
+        kv_type: str = "f16",
+    ) -> None:
+        """Bind weights (kept alive, not copied), threads and scratch memory.
+
+        num_threads: None takes one a CPU this process may run on. isa: an instruction set of
+        `isa_names`, empty for the best. kv_type: "f16" or "f32".
+        Raises ConfigError for values out of range and for weights that do not fit the config.
+        """
+        if num_threads is None:
+            num_threads = len(os.sched_getaffinity(0))
+        try:
+            self._core = _native.Model(config, dict(tensors), isa, num_threads, max_batch_tokens)
+            self._kv_type = kv_type
+            self.page_bytes(0)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        self.config = config
+        self.window_groups = config.window_groups
+        self.max_batch_tokens = max_batch_tokens
+
+    @property
+    def isa(self) -> str:
+        """The instruction set in use."""
+        return str(self._core.isa)
+
+    @property
+    def num_threads(self) -> int:
+        """Threads of a forward pass, the caller's included."""
+        return int(self._core.num_threads)
+
+    def page_bytes(self, group: int) -> int:
+        """Bytes of one page of a window group."""
+        return int(self._core.page_bytes(group, self._kv_type))
+
+    def new_cache(self, num_pages: Sequence[int]) -> Any:
+        """Allocate a cache with this many pages for each window group; committed when written."""
+        return self._core.new_cache(list(num_pages), self._kv_type)
+
+    def forward(
+        self,
+        cache: Any,
+        token_ids: NDArray[np.int32],
+        positions: NDArray[np.int32],
+        seq_idx: NDArray[np.int32],
+        page_tables: list[NDArray[np.int32]],
+        output_rows: NDArray[np.int32],
+    ) -> NDArray[np.float32]:
+        """Write keys and values of n tokens and return the logits [m, vocab] of m of them.
+
+        token_ids, positions, seq_idx: [n]; tokens of one sequence stand together in order of
+        position. page_tables: one [num_seqs, max_pages] a window group. output_rows: [m].
+        Raises ValueError for numbers out of range.
+        """
+        logits: NDArray[np.float32] = self._core.forward(
+            cache, token_ids, positions, seq_idx, page_tables, output_rows
+        )
+        return logits
