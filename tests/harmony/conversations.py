@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from typing import Any
 
@@ -63,54 +64,90 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3),
     max_leaves=5,
 )
+# Few labels, so that a union and its first variant often have the same description.
+labels = st.sampled_from(["A place", "Two\nlines", "null or not"]) | texts
+defaults = st.sampled_from(["x", "a b", 'say "x"', 1, None]) | json_values
 notes = st.fixed_dictionaries(
     {},
     optional={
-        "title": texts,
-        "description": texts,
-        "default": json_values,
-        "examples": st.lists(json_values, max_size=3),
+        "title": labels,
+        "description": labels,
+        "default": defaults,
+        "examples": st.lists(defaults, max_size=3),
         "nullable": st.booleans(),
-        "enum": st.lists(json_values, max_size=3),
+        "enum": st.lists(defaults, max_size=3),
     },
 )
 scalars = st.sampled_from(["string", "number", "integer", "boolean", "null", "strange"])
 leaves = st.one_of(
     scalars.map(lambda kind: {"type": kind}),
     st.lists(scalars, max_size=3).map(lambda kinds: {"type": kinds}),
-    st.lists(texts, max_size=3).map(lambda values: {"type": "string", "enum": values}),
-    st.sampled_from([{}, {"type": 3}, {"$ref": "#/x"}, {"oneOf": 1}, True]),
+    st.sampled_from([{}, {"type": 3}, {"$ref": "#/x"}, {"oneOf": 1}, {"type": "array"}]),
 )
 
 
-def _with_notes(shape: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    return st.tuples(shape, notes).map(
-        lambda pair: {**pair[1], **pair[0]} if isinstance(pair[0], dict) else pair[0]
+def noted(shape: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict[str, Any]]:
+    return st.builds(lambda base, extra: {**extra, **base}, shape, notes)
+
+
+def objects(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    properties = st.dictionaries(keys, inner | st.just(True), min_size=1, max_size=3)
+    return st.builds(
+        lambda p, count: {"type": "object", "properties": p, "required": [*p, "other"][:count]},
+        properties,
+        st.integers(0, 4),
     )
 
 
 def _nested(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    properties = st.dictionaries(keys, inner, max_size=4)
-    return _with_notes(
+    variants = st.lists(inner, max_size=3)
+    return noted(
         st.one_of(
-            st.builds(lambda items: {"type": "array", "items": items}, inner),
-            st.just({"type": "array"}),
-            st.lists(inner, max_size=3).map(lambda variants: {"oneOf": variants}),
-            st.lists(inner, max_size=3).map(lambda variants: {"anyOf": variants}),
-            properties.flatmap(
-                lambda p: st.lists(st.sampled_from([*p, "other"]), max_size=3).map(
-                    lambda required: {"type": "object", "properties": p, "required": required}
-                )
-            ),
+            inner.map(lambda items: {"type": "array", "items": items}),
+            variants.map(lambda choices: {"oneOf": choices}),
+            inner.map(lambda item: {"type": "array", "items": {"oneOf": [item]}}),
+            variants.map(lambda choices: {"anyOf": choices}),
+            objects(inner),
         )
     )
 
 
-schemas = st.recursive(_with_notes(leaves), _nested, max_leaves=8)
-
+schemas = st.recursive(noted(leaves), _nested, max_leaves=6)
 functions = st.builds(
-    FunctionTool, names, texts, st.none() | schemas.filter(lambda s: s is not True)
+    FunctionTool, names, texts, st.one_of(noted(objects(schemas)), schemas, st.none())
 )
+
+
+def dense_schema(rng: random.Random, depth: int = 3) -> dict[str, Any]:
+    """A schema that uses most of what a schema can say; hypothesis prefers plain ones."""
+    words = ["A place", "Two\nlines", "null"]
+    values = ["x", 'say "x"', 1, -2.5, True, None, ["é", {"b": 1e-5}]]
+    kinds = ["string", "number", "integer", "boolean", ["string", "integer", "null"], "any"]
+    if depth:
+        kinds += ["object", "object", "array", "oneOf", "oneOf"]
+    kind = rng.choice(kinds)
+    schema: dict[str, Any] = {"type": kind}
+    inner = [dense_schema(rng, depth - 1) for _ in range(rng.randint(1, 3))] if depth else []
+    if kind == "oneOf":
+        schema = {"oneOf": inner}
+    elif kind == "array":
+        schema["items"] = inner[0]
+    elif kind == "object":
+        schema["properties"] = {f"p{i}": value for i, value in enumerate(inner)}
+        schema["required"] = ["p1"]
+    for key, choice in (
+        ("title", rng.choice(words)),
+        ("description", rng.choice(words)),
+        ("default", rng.choice(values)),
+        ("examples", rng.sample(values, 2)),
+        ("nullable", rng.random() < 0.7),
+        ("enum", rng.choice([[], ["x", "y", 3], [1]])),
+    ):
+        if rng.random() < 0.4:
+            schema[key] = choice
+    return schema
+
+
 spaces = st.one_of(
     st.sampled_from([PYTHON, BROWSER]),
     st.builds(ToolNamespace, names, st.none() | texts, st.lists(functions, max_size=2).map(tuple)),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from tests.harmony.conversations import (
     FORGED,
     conversations,
+    dense_schema,
     examples,
     functions,
     systems,
@@ -71,7 +73,7 @@ def test_no_role_opened_equals_openai_harmony(
     assert_same(render(conversation, tokenizer, next_role=None), theirs, tokenizer)
 
 
-@examples(300)
+@examples(400)
 @given(st.lists(functions, min_size=1, max_size=2))
 def test_function_tools_equal_openai_harmony(
     tokenizer: Tokenizer, oracle: Any, tools: list[FunctionTool]
@@ -79,6 +81,16 @@ def test_function_tools_equal_openai_harmony(
     conversation = Conversation((developer(DeveloperContent(tools=tuple(tools))),))
     theirs = oracle.render_conversation(to_oracle(conversation))
     assert_same(render(conversation, tokenizer, next_role=None), theirs, tokenizer)
+
+
+def test_dense_schemas_equal_openai_harmony(tokenizer: Tokenizer, oracle: Any) -> None:
+    for seed in range(400):
+        rng = random.Random(seed)
+        properties = {"one": dense_schema(rng), "two": dense_schema(rng)}
+        tool = FunctionTool("f", "", {"type": "object", "properties": properties})
+        conversation = Conversation((developer(DeveloperContent(tools=(tool,))),))
+        theirs = oracle.render_conversation(to_oracle(conversation))
+        assert_same(render(conversation, tokenizer, next_role=None), theirs, tokenizer)
 
 
 @examples(50)
