@@ -78,7 +78,10 @@ def _check_hf_architecture(fields: Fields) -> None:
     activation = fields.raw.get("hidden_act", "silu")
     if activation != "silu":
         raise UnsupportedError(f"{fields.where}: hidden_act is {activation!r:.40}; expected 'silu'")
-    method = (fields.raw.get("quantization_config") or {}).get("quant_method", "mxfp4")
+    quantization = fields.raw.get("quantization_config") or {}
+    if not isinstance(quantization, dict):
+        raise fields.error("quantization_config", quantization, "an object")
+    method = quantization.get("quant_method", "mxfp4")
     if method != "mxfp4":
         raise UnsupportedError(
             f"{fields.where}: the weights are quantised by {method!r:.40}; expected mxfp4 or plain "
@@ -323,7 +326,7 @@ def _openai_layers(fields: Fields, num_layers: int) -> tuple[LayerConfig, ...]:
 
 
 def _scaled_context(rope: RopeConfig) -> int:
-    return int(rope.original_context * rope.factor)
+    return min(int(rope.original_context * rope.factor), 1 << 31)
 
 
 def to_openai(config: ModelConfig) -> dict[str, Any]:

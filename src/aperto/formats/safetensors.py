@@ -92,8 +92,8 @@ class SafetensorsFile:
             position = entry.end
         if position != data_bytes:
             raise FormatError(
-                f"{self.path}: the header describes {position} bytes of tensors, the file holds "
-                f"{data_bytes}; it is truncated or has bytes appended; download it again"
+                f"{self.path}: the file holds {data_bytes} bytes of tensors; expected {position} "
+                "by its header; it is truncated or has bytes appended; download it again"
             )
 
     def array(self, name: str) -> NDArray[Any]:
