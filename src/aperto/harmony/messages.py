@@ -160,6 +160,8 @@ class Message:
                     f"message content has the keys {sorted(content)}; "
                     "expected text, {'system': …} or {'developer': …}"
                 )
+        elif not isinstance(content, str):
+            raise UsageError(f"message content is {content!r}; expected text")
         return _build(cls, {**data, "content": content, "role": _role(data.get("role"))})
 
 
@@ -270,6 +272,15 @@ def from_chat(
     return Conversation(tuple(turned))
 
 
+def _effort(value: Any) -> Effort:
+    try:
+        return Effort(value)
+    except ValueError:
+        raise UsageError(
+            f"reasoning effort is {value!r}; expected one of {', '.join(Effort)}"
+        ) from None
+
+
 def _role(value: Any) -> Role:
     try:
         return Role(value)
@@ -310,7 +321,7 @@ def _tools_from(data: Iterable[Mapping[str, Any]]) -> tuple[FunctionTool, ...]:
 def _system_from(data: Mapping[str, Any]) -> SystemContent:
     fields = dict(data)
     if fields.get("effort") is not None:
-        fields["effort"] = Effort(fields["effort"])
+        fields["effort"] = _effort(fields["effort"])
     if "channels" in fields:
         fields["channels"] = tuple(fields["channels"])
     fields["tools"] = tuple(
