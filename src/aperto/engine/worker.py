@@ -62,7 +62,7 @@ class Worker:
             share_prefixes=config.share_prefixes,
         )
         self.scheduler = Scheduler(self.pages, config)
-        self._sampler = sampler
+        self.sampler = sampler
         self._max_waiting = config.max_waiting
         self._num_words = -(-model.config.vocab_size // 32)
         self.capacity_tokens = self.pages.capacity_tokens
@@ -210,7 +210,7 @@ class Worker:
     def _draw(self, logits: Float32Array, rows: list[SampleRow]) -> list[SampleResult | Exception]:
         """One result a row; a row that cannot be sampled does not spoil the others."""
         try:
-            return list(self._sampler(logits, rows)) if rows else []
+            return list(self.sampler(logits, rows)) if rows else []
         except Exception as cause:
             if len(rows) == 1:
                 return [cause]
