@@ -6,6 +6,7 @@ import shutil
 from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import constants
@@ -153,3 +154,31 @@ def test_resolve_model(tmp_path: Path, server: HubServer) -> None:
     with pytest.raises(ModelNotFoundError, match="1 of 2 shards"):
         hub.resolve_model(REPO)
     assert REPO not in [entry.name for entry in hub.list_models()]
+
+
+@pytest.mark.parametrize("layout", ["hf", "gguf"])
+def test_hub_that_names_files_outside_the_cache(server: HubServer, layout: Any) -> None:
+    server.files["../../../evil.gguf"] = b"x"
+    with pytest.raises(DownloadError, match=r"evil\.gguf"):
+        hub.pull(REPO, layout)
+
+
+def test_bad_revision(server: HubServer) -> None:
+    with pytest.raises(UsageError, match="no revision"):
+        hub.pull(REPO, revision="../../x")
+
+
+def test_damaged_model_does_not_hide_others(server: HubServer) -> None:
+    folder = hub.pull(REPO)
+    cache = Path(constants.HF_HUB_CACHE)
+    other = cache / "models--acme--broken"
+    (other / "refs").mkdir(parents=True)
+    (other / "refs" / "main").write_text("abc")
+    (other / "snapshots" / "abc").mkdir(parents=True)
+    (other / "snapshots" / "abc" / "config.json").write_text("{")
+    assert [entry.path for entry in hub.list_models() if entry.name != "nano"] == [folder]
+    index = folder / "model.safetensors.index.json"
+    index.unlink()
+    index.write_text("{}")
+    with pytest.raises(ModelNotFoundError, match="index is damaged"):
+        hub.resolve_model(REPO)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from aperto.errors import ApertoError, DownloadError, ModelNotFoundError, UsageError
+from aperto.errors import ApertoError, DownloadError, FormatError, ModelNotFoundError, UsageError
 from aperto.formats.checkpoint import LAYOUTS, Layout
 from aperto.formats.disk import require_free
 from aperto.formats.jsonfile import read_object
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 NANO = "nano"
 _REPO_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+_REVISION = re.compile(r"^\w[\w-]*(\.[\w-]+)*$")
+_COMMIT = re.compile(r"^[0-9a-f]{40}$")
 _SPLIT_PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 
 Progress = Callable[[int, int], None]
@@ -112,7 +114,10 @@ def _incomplete(snapshot: Path) -> str:
     """Say what is missing of a pulled model; empty if nothing is."""
     index = snapshot / "model.safetensors.index.json"
     if index.is_file():
-        shards = sorted({str(file) for file in dict(read_object(index)["weight_map"]).values()})
+        weight_map = _read_or_empty(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            return "its index is damaged"
+        shards = sorted({str(file) for file in weight_map.values()})
         missing = [shard for shard in shards if not (snapshot / shard).is_file()]
         return f"{len(missing)} of {len(shards)} shards are missing" if missing else ""
     if any(snapshot.glob("*.safetensors")) or any(snapshot.glob("*.gguf")):
@@ -123,8 +128,16 @@ def _incomplete(snapshot: Path) -> str:
 def _is_gpt_oss(snapshot: Path) -> bool:
     config = snapshot / "config.json"
     if config.is_file():
-        return str(read_object(config).get("model_type", "")).startswith("gpt_oss")
+        return str(_read_or_empty(config).get("model_type", "")).startswith("gpt_oss")
     return (snapshot / "original" / "config.json").is_file() or any(snapshot.glob("*gpt-oss*.gguf"))
+
+
+def _read_or_empty(path: Path) -> dict[str, Any]:
+    """Read a JSON object; a damaged file of one model must not hide the others from a list."""
+    try:
+        return read_object(path)
+    except FormatError:
+        return {}
 
 
 def _size(folder: Path) -> int:
@@ -155,12 +168,17 @@ def pull(
         raise UsageError(
             f"{repo_id!r} is no model name; expected org/name, e.g. openai/gpt-oss-20b"
         )
+    if not _REVISION.match(revision):
+        raise UsageError(f"{revision!r} is no revision; expected a branch, tag or commit")
     if layout not in LAYOUTS:
         raise UsageError(f"layout is {layout!r}; expected one of {', '.join(LAYOUTS)}")
     cache = cache_dir or _cache_folder()
     info = _model_info(repo_id, revision)
     wanted = _select(repo_id, info, layout, file)
-    assert info.sha is not None
+    if not info.sha or not _COMMIT.match(info.sha):
+        raise DownloadError(
+            f"{repo_id}: the hub names the commit {info.sha!r}; expected 40 hex digits"
+        )
     missing = sum(item.size - _present(cache, repo_id, info.sha, item) for item in wanted)
     require_free(cache, missing, f"pulling {repo_id}")
     report = _Report(sum(item.size for item in wanted), progress)
@@ -184,6 +202,11 @@ def _select(repo_id: str, info: ModelInfo, layout: Layout, choice: str | None) -
     """Pick the files of a layout, in a steady order."""
     files = [_RemoteFile(item.rfilename, item.size or 0) for item in info.siblings or []]
     files.sort(key=lambda item: item.name)
+    outside = [item.name for item in files if ".." in Path(item.name).parts or item.name[:1] == "/"]
+    if outside:
+        raise DownloadError(
+            f"{repo_id}: the hub names the file {outside[0]!r}; expected relative names"
+        )
     if layout == "gguf":
         return _select_gguf(repo_id, files, choice)
     prefix = "original/" if layout == "openai" else ""
