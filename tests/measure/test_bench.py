@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import write_tiny
+from tests.tiny import write_tiny
 
 from aperto import machine
 from aperto.errors import ConfigError, UsageError

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import FakeModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import write_tiny
+from tests.fakes import FakeModel
+from tests.tiny import write_tiny
 
 from aperto.measure import executor
 
