@@ -43,6 +43,15 @@ size_t KvPages::bytes() const {
   return total;
 }
 
+bool KvPages::fits(const ModelShape& shape) const {
+  if (shape.layers.size() != layer_group_.size()) return false;
+  for (size_t layer = 0; layer < layer_group_.size(); ++layer) {
+    if (shape.layers[layer].group != layer_group_[layer]) return false;
+  }
+  return head_bytes_ == head_bytes(shape, kind_) &&
+         layer_bytes_ == shape.num_kv_heads * head_bytes_;
+}
+
 uint8_t* KvPages::head(size_t layer, size_t page, size_t kv_head) {
   Group& group = groups_[layer_group_[layer]];
   return group.memory.data() + page * group.page_bytes + layer_index_[layer] * layer_bytes_ +

@@ -28,6 +28,8 @@ class KvPages {
   size_t num_pages(size_t group) const { return groups_[group].num_pages; }
   size_t page_bytes(size_t group) const { return groups_[group].page_bytes; }
   size_t bytes() const;
+  // Whether the pages are laid out for this model: heads, layers and their groups.
+  bool fits(const ModelShape& shape) const;
 
   // Start of the keys of one layer and key/value head; the values follow after
   // head_dim * kPageTokens elements.

@@ -107,7 +107,8 @@ void quantize_block(ToFloat value, uint8_t* block) {
   float amax = 0.0f;
   for (size_t i = 0; i < kBlock; ++i) amax = std::max(amax, std::fabs(value(i)));
   const float d = amax / 127.0f;
-  const float inverse = d != 0.0f ? 1.0f / d : 0.0f;
+  float inverse = d != 0.0f ? 1.0f / d : 0.0f;
+  if (std::isinf(inverse)) inverse = 0.0f;  // d is denormal, its f16 zero
   const uint16_t half = float_to_half(d);
   std::memcpy(block, &half, sizeof half);
   for (size_t i = 0; i < kBlock; ++i) {
