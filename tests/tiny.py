@@ -59,7 +59,8 @@ class TinyConfig:
 
     @property
     def qkv_rows(self) -> tuple[int, int, int]:
-        return self.heads * self.head_dim, *[self.kv_heads * self.head_dim] * 2
+        kv_rows = self.kv_heads * self.head_dim
+        return self.heads * self.head_dim, kv_rows, kv_rows
 
     @property
     def uniform(self) -> bool:
@@ -347,7 +348,7 @@ def _write_hf(
         save_tensors(path / "model.safetensors", tensors)
         return
     names = list(tensors)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for shard in range(shards):
         file = f"model-{shard + 1:05d}-of-{shards:05d}.safetensors"
         part = names[shard::shards]

@@ -172,18 +172,14 @@ def requantized(source: Path, target: Path) -> Path:
     writer = gguf.GGUFWriter(target, "gpt-oss")
     for field in reader.fields.values():
         if not field.name.startswith("GGUF.") and field.name != "general.architecture":
-            kind, sub = field.types[0], field.types[-1]
-            writer.add_key_value(
-                field.name, field.contents(), kind, sub if len(field.types) > 1 else None
-            )
+            sub = field.types[-1] if len(field.types) > 1 else None
+            writer.add_key_value(field.name, field.contents(), field.types[0], sub)
     for tensor in reader.tensors:
         data, kind = np.array(tensor.data), tensor.tensor_type
         if "attn_q.weight" in tensor.name:
             values = gguf.dequantize(data, kind)
-            data, kind = (
-                gguf.quantize(values, gguf.GGMLQuantizationType.Q5_0),
-                gguf.GGMLQuantizationType.Q5_0,
-            )
+            kind = gguf.GGMLQuantizationType.Q5_0
+            data = gguf.quantize(values, kind)
         writer.add_tensor(tensor.name, data, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

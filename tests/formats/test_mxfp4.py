@@ -138,3 +138,16 @@ def test_error_report() -> None:
     assert report.relative_rms == pytest.approx(0.1)
     assert "0.1" in str(report)
     assert mxfp4.error(np.zeros(3), np.zeros(3)).relative_rms == 0.0
+
+
+@given(st.floats(0, 8, exclude_max=True, width=32))
+def test_codes_are_those_of_a_search(unit: float) -> None:
+    """The bit trick against a plain search for the nearest grid point, ties to the even code."""
+    distances = [abs(VALUES[code] - unit) for code in range(8)]
+    nearest = [code for code in range(8) if distances[code] == min(distances)]
+    expected = nearest[0] if len(nearest) == 1 else next(c for c in nearest if c % 2 == 0)
+    values = np.zeros(32, np.float32)
+    values[:2] = [7.5, unit]  # the first one fixes the scale at 1
+    data, scales = mxfp4.encode(values)
+    assert scales[0] == 127
+    assert data[0, 0] >> 4 == expected

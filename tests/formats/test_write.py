@@ -222,7 +222,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, layout: Any) -> None:
             return source.tensor(name)
 
     with pytest.raises(TensorError, match="on purpose"):
-        write_checkpoint(Failing(), tmp_path / "b", layout)  # type: ignore[arg-type]
+        write_checkpoint(Failing(), tmp_path / "b", layout)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a"]
 
 
