@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tests.tiny import write_tiny
 
-from aperto.engine.load import load_model
+from aperto.engine.load import isa_names
 from aperto.errors import FormatError
 from aperto.formats import open_checkpoint
 from aperto.harmony import Conversation
@@ -144,14 +144,9 @@ def test_sampling_defaults(checkpoint, stated, status, word):
 
 
 @pytest.fixture
-def forward(checkpoint):
-    """The real kernels, fed through the engine's own page tables for one sequence."""
-
-    def run(precision, isa, ids, positions):
-        model = load_model(checkpoint, precision=precision, isa=isa, num_threads=1)
-        return check.run_prompt(model, ids, positions)
-
-    return run
+def forward(checkpoint, tmp_path):
+    """The real kernels."""
+    return check.loader(checkpoint, tmp_path / "cache")
 
 
 def reference_case(forward, precisions=("q8", "exact")):
@@ -188,19 +183,15 @@ def test_damaged_references_are_refused(checkpoint, forward):
 
 
 def test_instruction_sets_are_compared(checkpoint, forward):
-    from aperto.native import isa_names
-
     names = isa_names()
     if len(names) < 2:
         pytest.skip("this CPU runs the plain kernels only")
-    assert outcome(checkpoint, "instruction sets", forward=forward, isa_names=names).status == (
-        "PASS"
-    )
+    assert outcome(checkpoint, "instruction sets", forward=forward).status == ("PASS")
 
     def wrong(precision, isa, ids, positions):
         return forward(precision, isa, ids, positions) + np.float32(isa == names[-1])
 
-    result = outcome(checkpoint, "instruction sets", forward=wrong, isa_names=names)
+    result = outcome(checkpoint, "instruction sets", forward=wrong)
     assert (result.status, names[-1] in result.detail) == ("FAIL", True)
 
 
@@ -208,3 +199,11 @@ def test_companion_of_a_file_and_of_a_folder(tmp_path):
     assert references.companion(tmp_path, "x.json") == tmp_path / "x.json"
     file = tmp_path / "m.gguf"
     assert references.companion(file, "x.json") == Path(f"{file}.x.json")
+
+
+def test_references_made_from_the_golden_conversations_hold(checkpoint, forward):
+    prompts = check.reference_prompts(checkpoint)
+    assert len(prompts) == len(check.template_goldens())
+    cases = check.make_references(forward, prompts[:2], ["q8"])
+    references.write_references(checkpoint.path, cases)
+    assert outcome(checkpoint, "logits", forward=forward).status == "PASS"

@@ -7,7 +7,9 @@ from pathlib import Path
 from aperto.config import Precision, default_cache_dir
 from aperto.formats import Checkpoint
 from aperto.formats.packed import Confirm, Progress, open_packed
-from aperto.native import Model
+from aperto.native import Model, isa_names
+
+__all__ = ["isa_names", "load_model"]
 
 
 def load_model(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib.resources
 import json
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 
 from aperto.config import PRECISIONS, Precision
 from aperto.engine.core import CoreModel
+from aperto.engine.load import isa_names, load_model
 from aperto.errors import ApertoError
 from aperto.formats import Checkpoint, DType, mxfp4
 from aperto.harmony import Conversation, render
@@ -53,14 +56,13 @@ def check_model(
     checkpoint: Checkpoint,
     *,
     forward: Forward | None = None,
-    isa_names: Sequence[str] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Iterator[CheckResult]:
     """Check a checkpoint, one result after the other.
 
-    `forward` runs the model; without it what needs it is skipped. `isa_names` are the instruction
-    sets to compare. `progress` takes (bytes hashed, bytes in all). Errors of the checkpoint become
-    failures; nothing deliberate is raised.
+    `forward` runs the model, see `loader`; without it what needs it is skipped. `progress` takes
+    (bytes hashed, bytes in all). Errors of the checkpoint become failures; nothing deliberate is
+    raised.
     """
     steps: tuple[tuple[str, Callable[[], CheckResult]], ...] = (
         ("tensors", lambda: _check_tensors(checkpoint, progress)),
@@ -68,7 +70,7 @@ def check_model(
         ("template", lambda: _check_template(checkpoint)),
         ("sampling defaults", lambda: _check_sampling(checkpoint)),
         ("logits", lambda: _check_logits(checkpoint, forward)),
-        ("instruction sets", lambda: _check_isas(checkpoint, forward, isa_names)),
+        ("instruction sets", lambda: _check_isas(checkpoint, forward)),
     )
     for name, step in steps:
         try:
@@ -263,19 +265,62 @@ def _differs(case: ReferenceCase, precision: Precision, forward: Forward) -> str
     return f"the top logits are up to {distance:.3g} away; expected the same bits"
 
 
-def _check_isas(
-    checkpoint: Checkpoint, forward: Forward | None, isa_names: Sequence[str]
-) -> CheckResult:
-    name = "instruction sets"
-    if forward is None or len(isa_names) < 2:
-        return CheckResult(name, "SKIPPED", "the model was not loaded on two of them")
+def _check_isas(checkpoint: Checkpoint, forward: Forward | None) -> CheckResult:
+    """The same prompt on every instruction set of this CPU."""
+    name, isas = "instruction sets", isa_names()
+    if forward is None:
+        return CheckResult(name, "SKIPPED", "the model was not loaded")
     ids = [i * 7919 % checkpoint.config.vocab_size for i in range(1, _PROBE_TOKENS + 1)]
-    hashes = {
-        isa: Logits.of(forward("q8", isa, ids, range(_PROBE_TOKENS))).sha256 for isa in isa_names
-    }
-    first = isa_names[0]
-    problems = [f"{isa} differs from {first}" for isa in isa_names if hashes[isa] != hashes[first]]
-    return _passed(name, f"{', '.join(isa_names)}: the same bits", problems)
+    hashes = {isa: Logits.of(forward("q8", isa, ids, range(_PROBE_TOKENS))).sha256 for isa in isas}
+    problems = [f"{isa} differs from {isas[0]}" for isa in isas if hashes[isa] != hashes[isas[0]]]
+    return _passed(name, f"{', '.join(isas)}: the same bits", problems)
+
+
+def loader(
+    checkpoint: Checkpoint,
+    cache_dir: Path,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    confirm: Callable[[str], bool] | None = None,
+) -> Forward:
+    """Run a checkpoint on the real kernels; the model that was used last stays loaded.
+
+    `progress` and `confirm` are those of `aperto.formats.packed.open_packed`.
+    """
+
+    @functools.lru_cache(maxsize=1)
+    def load(precision: Precision, isa: str) -> CoreModel:
+        return load_model(
+            checkpoint,
+            precision=precision,
+            isa=isa,
+            cache_dir=cache_dir,
+            progress=progress,
+            confirm=confirm,
+        )
+
+    return lambda precision, isa, ids, positions: run_prompt(load(precision, isa), ids, positions)
+
+
+def make_references(
+    forward: Forward, prompts: Sequence[Sequence[int]], precisions: Sequence[Precision]
+) -> list[ReferenceCase]:
+    """Reference logits of prompts at their first, middle and last position."""
+    cases = []
+    for ids in prompts:
+        positions = tuple(sorted({0, len(ids) // 2, len(ids) - 1}))
+        logits = {p: Logits.of(forward(p, "", ids, positions)) for p in precisions}
+        cases.append(ReferenceCase(tuple(ids), positions, logits))
+    return cases
+
+
+def reference_prompts(checkpoint: Checkpoint) -> list[list[int]]:
+    """The golden conversations as this checkpoint's tokenizer writes them."""
+    tokenizer = Tokenizer.from_checkpoint(checkpoint.tokenizer_source())
+    return [
+        render(Conversation.from_dict(golden["conversation"]), tokenizer)
+        for golden in template_goldens()
+    ]
 
 
 def run_prompt(
