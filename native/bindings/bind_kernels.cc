@@ -7,6 +7,7 @@
 
 #include "bindings/bindings.h"
 #include "kernels/dispatch.h"
+#include "model/activations.h"
 #include "model/weights.h"
 
 namespace nb = nanobind;
@@ -41,7 +42,7 @@ nb::tuple quantize_q8(const std::string& isa, In2<float> x, int32_t offset) {
   auto values = new_array<int8_t>({rows, k});
   auto scales = new_array<float>({rows, k / kBlock});
   auto starts = new_array<int32_t>({rows, k / kBlock});
-  select_kernels(isa).f32_quantize_q8(x.data(), rows * k, offset, values.data(), scales.data(),
+  select_kernels(isa).f32_quantize_q8(x.data(), rows * k, offset, 1, values.data(), scales.data(),
                                       starts.data());
   return nb::make_tuple(values, scales, starts);
 }
@@ -61,12 +62,12 @@ Array<float> matmul(const std::string& isa, const std::string& kind, In1<uint8_t
           rows.data()[i], " is out of range");
   }
   const bool mxfp4 = weight_kind == WeightKind::kMxfp4Tiles;
-  std::vector<int8_t> values(a.size());
-  std::vector<float> scales(a.size() / kBlock);
-  std::vector<int32_t> starts(a.size() / kBlock);
-  kernels.f32_quantize_q8(a.data(), a.size(), mxfp4 ? kMxfp4Offset : kQ8Offset, values.data(),
-                          scales.data(), starts.data());
-  const Q8Rows q8 = {values.data(), scales.data(), starts.data(), k};
+  Q8Buffer buffer(rows.size(), k);
+  const Q8Panels q8 = buffer.panels(k, rows.size());
+  for (size_t i = 0; i < rows.size(); ++i) {
+    quantize_row(kernels, a.data() + rows.data()[i] * k, i, mxfp4 ? kMxfp4Offset : kQ8Offset, q8);
+  }
+  AlignedBuffer<uint8_t> scratch(kTileRows * k);
   const F32Rows f32 = {a.data(), k};
   auto out = new_array<float>({rows.size(), weight_rows});
   const size_t tile_bytes = tiles.size() / (weight_rows / kTileRows);
@@ -74,9 +75,9 @@ Array<float> matmul(const std::string& isa, const std::string& kind, In1<uint8_t
     const uint8_t* data = tiles.data() + tile * tile_bytes;
     float* target = out.data() + tile * kTileRows;
     if (weight_kind == WeightKind::kQ8Tiles) {
-      kernels.q8_q8w_matmul(data, q8, rows.data(), rows.size(), target, weight_rows);
+      kernels.q8_q8w_matmul(data, q8, scratch.data(), target, weight_rows);
     } else if (mxfp4 && quantized) {
-      kernels.q8_mxfp4w_matmul(data, q8, rows.data(), rows.size(), target, weight_rows);
+      kernels.q8_mxfp4w_matmul(data, q8, scratch.data(), target, weight_rows);
     } else if (mxfp4) {
       kernels.f32_mxfp4w_matmul(data, f32, rows.data(), rows.size(), target, weight_rows);
     } else if (weight_kind == WeightKind::kBf16Tiles) {
@@ -108,8 +109,8 @@ Array<float> axpy(const std::string& isa, float scale, In1<float> x, In1<float> 
 Array<float> rope(const std::string& isa, In1<float> cos, In1<float> sin, float scale,
                   In1<float> x) {
   check_multiple("half the head", cos.size(), 8);
-  check(sin.size() == cos.size() && x.size() == 2 * cos.size(), "sin has ", sin.size(),
-        " and x ", x.size(), " values; expected ", cos.size(), " and ", 2 * cos.size());
+  check(sin.size() == cos.size() && x.size() == 2 * cos.size(), "sin has ", sin.size(), " and x ",
+        x.size(), " values; expected ", cos.size(), " and ", 2 * cos.size());
   auto out = new_array<float>({x.size()});
   std::copy(x.data(), x.data() + x.size(), out.data());
   select_kernels(isa).f32_rope(cos.data(), sin.data(), scale, cos.size(), out.data());
@@ -125,8 +126,8 @@ nb::tuple attend(const std::string& isa, In2<float> queries, In1<float> sinks, I
   const size_t head_dim = queries.shape(1);
   check_multiple("head_dim", head_dim, 16);
   check(sinks.size() == count, "sinks has ", sinks.size(), " values; expected ", count);
-  check(keys.shape(0) == head_dim && keys.shape(1) == kPageTokens, "keys is [", keys.shape(0),
-        ", ", keys.shape(1), "]; expected [", head_dim, ", ", kPageTokens, "]");
+  check(keys.shape(0) == head_dim && keys.shape(1) == kPageTokens, "keys is [", keys.shape(0), ", ",
+        keys.shape(1), "]; expected [", head_dim, ", ", kPageTokens, "]");
   check(values.shape(0) == kPageTokens && values.shape(1) == head_dim, "values is [",
         values.shape(0), ", ", values.shape(1), "]; expected [", kPageTokens, ", ", head_dim, "]");
   check(begin < end && end <= kPageTokens, "slots ", begin, "..", end, "; expected within 0..",
@@ -162,8 +163,8 @@ void quantize_q8_0_rows(In2<T> values, Out1<uint8_t> blocks) {
 
 void check_tiles(const Out1<uint8_t>& tiles, WeightKind kind, size_t rows, size_t k) {
   check_multiple("the width", k, kBlock);
-  check(tiles.size() == tiles_bytes(kind, rows, k), "tiles has ", tiles.size(),
-        " bytes; expected ", tiles_bytes(kind, rows, k));
+  check(tiles.size() == tiles_bytes(kind, rows, k), "tiles has ", tiles.size(), " bytes; expected ",
+        tiles_bytes(kind, rows, k));
 }
 
 void pack_q8(In3<uint8_t> blocks, Out1<uint8_t> tiles) {

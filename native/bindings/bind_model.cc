@@ -85,10 +85,17 @@ class BoundModel {
           " entries; expected ", token_ids.size(), ", one a token");
     check(page_tables.size() == model_->shape().group_windows.size() &&
               page_tables.size() == pages.num_groups(),
-          "there are ", page_tables.size(), " page tables; expected one a window group: ",
-          model_->shape().group_windows.size());
-    Batch batch{token_ids.size(), token_ids.data(), positions.data(), sequences.data(),
-                page_tables[0].shape(0), {}, {}, output_rows.size(), output_rows.data()};
+          "there are ", page_tables.size(),
+          " page tables; expected one a window group: ", model_->shape().group_windows.size());
+    Batch batch{token_ids.size(),
+                token_ids.data(),
+                positions.data(),
+                sequences.data(),
+                page_tables[0].shape(0),
+                {},
+                {},
+                output_rows.size(),
+                output_rows.data()};
     for (const auto& table : page_tables) {
       check(table.shape(0) == batch.num_sequences, "page tables have ", table.shape(0), " and ",
             batch.num_sequences, " rows; expected the same");
@@ -199,8 +206,7 @@ void bind_model(nb::module_& m) {
           "new_cache",
           [](const BoundModel& model, const std::vector<size_t>& num_pages,
              const std::string& kind) {
-            return std::make_unique<KvPages>(model.model().shape(), parse_kv_kind(kind),
-                                             num_pages);
+            return std::make_unique<KvPages>(model.model().shape(), parse_kv_kind(kind), num_pages);
           },
           "num_pages"_a, "kind"_a, "Allocate pages, one count a window group.")
       .def(

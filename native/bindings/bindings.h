@@ -11,8 +11,8 @@
 namespace aperto {
 
 template <typename T, typename... Shape>
-using Array = nanobind::ndarray<T, nanobind::numpy, nanobind::c_contig, nanobind::device::cpu,
-                                Shape...>;
+using Array =
+    nanobind::ndarray<T, nanobind::numpy, nanobind::c_contig, nanobind::device::cpu, Shape...>;
 template <typename T>
 using In1 = Array<const T, nanobind::ndim<1>>;
 template <typename T>

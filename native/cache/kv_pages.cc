@@ -65,8 +65,8 @@ void KvPages::copy_page(size_t group, size_t source, size_t destination) {
   check(source < g.num_pages && destination < g.num_pages, "copy of page ", source, " to ",
         destination, " is out of range; group ", group, " has ", g.num_pages, " pages");
   if (source == destination) return;
-  std::memcpy(g.memory.data() + destination * g.page_bytes,
-              g.memory.data() + source * g.page_bytes, g.page_bytes);
+  std::memcpy(g.memory.data() + destination * g.page_bytes, g.memory.data() + source * g.page_bytes,
+              g.page_bytes);
 }
 
 }  // namespace aperto

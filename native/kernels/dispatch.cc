@@ -28,9 +28,9 @@ const Kernels& select_kernels(const std::string& name) {
     if (name == kernels->name) return *kernels;
     names << ' ' << kernels->name;
   }
-  throw std::invalid_argument("instruction set '" + name +
-                              "' is unknown or not supported by this CPU; expected one of:" +
-                              names.str());
+  throw std::invalid_argument(
+      "instruction set '" + name +
+      "' is unknown or not supported by this CPU; expected one of:" + names.str());
 }
 
 }  // namespace aperto

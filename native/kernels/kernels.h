@@ -22,13 +22,29 @@ inline constexpr size_t kLanes = 16;       // partial sums of every reduction ac
 inline constexpr int32_t kMxfp4Offset = 12;  // twice the largest MXFP4 value
 inline constexpr int32_t kQ8Offset = 128;
 
-// Activations quantised in blocks: value = scale * int8.
-struct Q8Rows {
-  int8_t* values;    // [rows, k]
-  float* scales;     // [rows, k / 32]
-  int32_t* starts;   // [rows, k / 32], -offset * (sum of the block's values)
+inline constexpr size_t kPanelRows = 12;  // activation rows multiplied together: see below
+
+// Activations quantised in blocks, value = scale * int8, in panels of rows that a kernel keeps in
+// registers together: [panel][k / 32][rows of the panel][32], so that one pointer walks a panel.
+// The rows are split evenly into as few panels of at most kPanelRows as possible.
+struct Q8Panels {
+  int8_t* values;   // [rows, k] in panel order
+  float* scales;    // [rows, k / 32] in panel order
+  int32_t* starts;  // like scales: -offset * (sum of the block's values)
   size_t k;
+  size_t num_rows;
 };
+
+static inline size_t num_panels(size_t num_rows) {
+  return (num_rows + kPanelRows - 1) / kPanelRows;
+}
+static inline size_t panel_begin(size_t num_rows, size_t panel) {
+  return num_rows * panel / num_panels(num_rows);
+}
+// The panel that holds a row.
+static inline size_t panel_of(size_t num_rows, size_t row) {
+  return ((row + 1) * num_panels(num_rows) - 1) / num_rows;
+}
 
 // A dense float activation matrix.
 struct F32Rows {
@@ -58,17 +74,20 @@ struct Kernels {
   // y = x / sqrt(mean(x^2) + eps) * weight. x, weight, y: [n], n a multiple of 16.
   void (*f32_rmsnorm)(const float* x, const float* weight, float eps, size_t n, float* y);
 
-  // Per block of 32: scale = amax / 127, value = round_to_even(x * (127 / amax)),
-  // start = -offset * sum(values). n is a multiple of 32.
-  void (*f32_quantize_q8)(const float* x, size_t n, int32_t offset, int8_t* values, float* scales,
-                          int32_t* starts);
+  // Per block b of 32: scale = amax / 127, value = round_to_even(x * (127 / amax)),
+  // start = -offset * sum(values). Block b goes to values + b * stride * 32 and to
+  // scales[b * stride], starts[b * stride]. n is a multiple of 32.
+  void (*f32_quantize_q8)(const float* x, size_t n, int32_t offset, size_t stride, int8_t* values,
+                          float* scales, int32_t* starts);
 
-  // out[i * out_stride + r] = sum_k a[rows[i], k] * w[r, k] for the 16 rows r of one tile
-  // (layouts in mxfp4.h and below) and i < num_rows; rows == nullptr means rows[i] = i.
-  void (*q8_mxfp4w_matmul)(const uint8_t* tile, const Q8Rows& a, const int32_t* rows,
-                           size_t num_rows, float* out, size_t out_stride);
-  void (*q8_q8w_matmul)(const uint8_t* tile, const Q8Rows& a, const int32_t* rows, size_t num_rows,
-                        float* out, size_t out_stride);
+  // out[i * out_stride + r] = sum_k a[i, k] * w[r, k] for the 16 rows r of one tile (layouts in
+  // mxfp4.h and below) and every row i of the panels. scratch: 16 k bytes, 64-aligned.
+  void (*q8_mxfp4w_matmul)(const uint8_t* tile, const Q8Panels& a, uint8_t* scratch, float* out,
+                           size_t out_stride);
+  void (*q8_q8w_matmul)(const uint8_t* tile, const Q8Panels& a, uint8_t* scratch, float* out,
+                        size_t out_stride);
+
+  // The same with float activations, a[rows[i]] for i < num_rows; rows == nullptr: rows[i] = i.
   void (*f32_mxfp4w_matmul)(const uint8_t* tile, const F32Rows& a, const int32_t* rows,
                             size_t num_rows, float* out, size_t out_stride);
   void (*f32_bf16w_matmul)(const uint8_t* tile, const F32Rows& a, const int32_t* rows,

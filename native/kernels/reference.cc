@@ -25,11 +25,11 @@ void f32_rmsnorm(const float* x, const float* weight, float eps, size_t n, float
   for (size_t i = 0; i < n; ++i) y[i] = x[i] * inverse * weight[i];
 }
 
-void f32_quantize_q8(const float* x, size_t n, int32_t offset, int8_t* values, float* scales,
-                     int32_t* starts) {
+void f32_quantize_q8(const float* x, size_t n, int32_t offset, size_t stride, int8_t* values,
+                     float* scales, int32_t* starts) {
   for (size_t block = 0; block < n / kBlock; ++block) {
     const float* in = x + block * kBlock;
-    int8_t* out = values + block * kBlock;
+    int8_t* out = values + block * stride * kBlock;
     float amax = 0.0f;
     for (size_t i = 0; i < kBlock; ++i) amax = std::max(amax, std::fabs(in[i]));
     const float inverse = amax > kMinAmax ? 127.0f / amax : 0.0f;
@@ -38,8 +38,8 @@ void f32_quantize_q8(const float* x, size_t n, int32_t offset, int8_t* values, f
       out[i] = static_cast<int8_t>(std::nearbyint(in[i] * inverse));
       sum += out[i];
     }
-    scales[block] = amax > kMinAmax ? amax / 127.0f : 0.0f;
-    starts[block] = -offset * sum;
+    scales[block * stride] = amax > kMinAmax ? amax / 127.0f : 0.0f;
+    starts[block * stride] = -offset * sum;
   }
 }
 
@@ -47,52 +47,56 @@ void f32_quantize_q8(const float* x, size_t n, int32_t offset, int8_t* values, f
 uint8_t mxfp4_code(const uint8_t* tile, size_t r, size_t k) {
   const size_t in_block = k % kBlock;
   const size_t in_group = in_block % 8;
-  const uint8_t byte = tile[k / kBlock * kMxfp4BlockBytes + in_block / 8 * 64 + r * 4 + in_group % 4];
+  const uint8_t byte =
+      tile[k / kBlock * kMxfp4BlockBytes + in_block / 8 * 64 + r * 4 + in_group % 4];
   return in_group < 4 ? byte & 0xf : byte >> 4;
 }
 
-void q8_mxfp4w_matmul(const uint8_t* tile, const Q8Rows& a, const int32_t* rows, size_t num_rows,
-                      float* out, size_t out_stride) {
-  const size_t blocks = a.k / kBlock;
-  const uint8_t* scales = tile + blocks * kMxfp4BlockBytes;
-  for (size_t i = 0; i < num_rows; ++i) {
-    const size_t row = rows ? rows[i] : i;
+// Where block b of a row lies: index of its scale, which times 32 is that of its first value.
+size_t block_index(const Q8Panels& a, size_t row, size_t b) {
+  const size_t panel = panel_of(a.num_rows, row);
+  const size_t begin = panel_begin(a.num_rows, panel);
+  const size_t width = panel_begin(a.num_rows, panel + 1) - begin;
+  return begin * (a.k / kBlock) + b * width + (row - begin);
+}
+
+// Shared by MXFP4 and Q8 tiles: `weight(r, k)` is an integer, `scale(r, b)` its block's factor.
+template <typename Weight, typename Scale>
+void q8_matmul(Weight weight, Scale scale, const Q8Panels& a, float* out, size_t out_stride) {
+  for (size_t row = 0; row < a.num_rows; ++row) {
     for (size_t r = 0; r < kTileRows; ++r) {
       float sum = 0.0f;
-      for (size_t b = 0; b < blocks; ++b) {
+      for (size_t b = 0; b < a.k / kBlock; ++b) {
+        const size_t index = block_index(a, row, b);
         int32_t dot = 0;
-        for (size_t k = b * kBlock; k < (b + 1) * kBlock; ++k) {
-          dot += kMxfp4Twice[mxfp4_code(tile, r, k)] * a.values[row * a.k + k];
+        for (size_t j = 0; j < kBlock; ++j) {
+          dot += weight(r, b * kBlock + j) * a.values[index * kBlock + j];
         }
-        const float scale = half_e8m0(scales[b * kTileRows + r]) * a.scales[row * blocks + b];
-        sum = std::fma(static_cast<float>(dot), scale, sum);
+        sum = std::fma(static_cast<float>(dot), scale(r, b) * a.scales[index], sum);
       }
-      out[i * out_stride + r] = sum;
+      out[row * out_stride + r] = sum;
     }
   }
 }
 
-void q8_q8w_matmul(const uint8_t* tile, const Q8Rows& a, const int32_t* rows, size_t num_rows,
-                   float* out, size_t out_stride) {
-  const size_t blocks = a.k / kBlock;
-  const uint16_t* scales = reinterpret_cast<const uint16_t*>(tile + blocks * 512);
-  for (size_t i = 0; i < num_rows; ++i) {
-    const size_t row = rows ? rows[i] : i;
-    for (size_t r = 0; r < kTileRows; ++r) {
-      float sum = 0.0f;
-      for (size_t b = 0; b < blocks; ++b) {
-        int32_t dot = 0;
-        for (size_t j = 0; j < kBlock; ++j) {
-          const uint8_t weight = tile[b * 512 + j / 4 * 64 + r * 4 + j % 4];
-          dot += (weight - kQ8Offset) * a.values[row * a.k + b * kBlock + j];
-        }
-        const float scale =
-            half_to_float(scales[b * kTileRows + r]) * a.scales[row * blocks + b];
-        sum = std::fma(static_cast<float>(dot), scale, sum);
-      }
-      out[i * out_stride + r] = sum;
-    }
-  }
+void q8_mxfp4w_matmul(const uint8_t* tile, const Q8Panels& a, uint8_t*, float* out,
+                      size_t out_stride) {
+  const uint8_t* scales = tile + a.k / kBlock * kMxfp4BlockBytes;
+  q8_matmul([=](size_t r, size_t k) { return int32_t{kMxfp4Twice[mxfp4_code(tile, r, k)]}; },
+            [=](size_t r, size_t b) { return half_e8m0(scales[b * kTileRows + r]); }, a, out,
+            out_stride);
+}
+
+void q8_q8w_matmul(const uint8_t* tile, const Q8Panels& a, uint8_t*, float* out,
+                   size_t out_stride) {
+  const uint16_t* scales = reinterpret_cast<const uint16_t*>(tile + a.k / kBlock * 512);
+  const auto weight = [=](size_t r, size_t k) {
+    const size_t j = k % kBlock;
+    return tile[k / kBlock * 512 + j / 4 * 64 + r * 4 + j % 4] - kQ8Offset;
+  };
+  q8_matmul(
+      weight, [=](size_t r, size_t b) { return half_to_float(scales[b * kTileRows + r]); }, a, out,
+      out_stride);
 }
 
 void f32_mxfp4w_matmul(const uint8_t* tile, const F32Rows& a, const int32_t* rows, size_t num_rows,
@@ -106,8 +110,8 @@ void f32_mxfp4w_matmul(const uint8_t* tile, const F32Rows& a, const int32_t* row
       for (size_t b = 0; b < blocks; ++b) {
         float in_block = 0.0f;
         for (size_t k = b * kBlock; k < (b + 1) * kBlock; ++k) {
-          in_block = std::fma(static_cast<float>(kMxfp4Twice[mxfp4_code(tile, r, k)]), x[k],
-                              in_block);
+          in_block =
+              std::fma(static_cast<float>(kMxfp4Twice[mxfp4_code(tile, r, k)]), x[k], in_block);
         }
         sum = std::fma(in_block, half_e8m0(scales[b * kTileRows + r]), sum);
       }
@@ -220,11 +224,20 @@ float f32_exp_sum(const float* x, float max, float scale, size_t n) {
 }  // namespace
 
 const Kernels kReferenceKernels = {
-    "reference",      f32_rmsnorm,      f32_quantize_q8,
-    q8_mxfp4w_matmul, q8_q8w_matmul,    f32_mxfp4w_matmul,
-    f32_bf16w_matmul, f32_f32w_matmul,  f32_swiglu,
-    f32_axpy,         f32_rope,         attend<uint16_t, half_to_float>,
-    attend<float, identity>, f32_exp_sum,
+    "reference",
+    f32_rmsnorm,
+    f32_quantize_q8,
+    q8_mxfp4w_matmul,
+    q8_q8w_matmul,
+    f32_mxfp4w_matmul,
+    f32_bf16w_matmul,
+    f32_f32w_matmul,
+    f32_swiglu,
+    f32_axpy,
+    f32_rope,
+    attend<uint16_t, half_to_float>,
+    attend<float, identity>,
+    f32_exp_sum,
 };
 
 }  // namespace aperto

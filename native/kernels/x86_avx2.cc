@@ -82,8 +82,8 @@ void f32_rmsnorm(const float* x, const float* weight, float eps, size_t n, float
   }
 }
 
-void f32_quantize_q8(const float* x, size_t n, int32_t offset, int8_t* values, float* scales,
-                     int32_t* starts) {
+void f32_quantize_q8(const float* x, size_t n, int32_t offset, size_t stride, int8_t* values,
+                     float* scales, int32_t* starts) {
   const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
   // Undoes the lane-wise interleaving of the two packs.
   const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
@@ -98,13 +98,13 @@ void f32_quantize_q8(const float* x, size_t n, int32_t offset, int8_t* values, f
     const __m256 inverse = _mm256_set1_ps(amax > kMinAmax ? 127.0f / amax : 0.0f);
     __m256i q[4];
     for (int i = 0; i < 4; ++i) q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse));
-    const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]),
-                                             _mm256_packs_epi32(q[2], q[3]));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(values + block * kBlock),
+    const __m256i bytes =
+        _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(values + block * stride * kBlock),
                         _mm256_permutevar8x32_epi32(bytes, order));
-    scales[block] = amax > kMinAmax ? amax / 127.0f : 0.0f;
-    starts[block] = -offset * sum_lanes(_mm256_add_epi32(_mm256_add_epi32(q[0], q[1]),
-                                                         _mm256_add_epi32(q[2], q[3])));
+    scales[block * stride] = amax > kMinAmax ? amax / 127.0f : 0.0f;
+    starts[block * stride] = -offset * sum_lanes(_mm256_add_epi32(_mm256_add_epi32(q[0], q[1]),
+                                                                  _mm256_add_epi32(q[2], q[3])));
   }
 }
 
@@ -125,8 +125,7 @@ inline __m256i dot4_mxfp4(__m256i sum, __m256i weights, __m256i activations) {
 // Q8 takes |w| and sign(w) * a, 2 * 128 * 127: no offset is left.
 inline __m256i dot4_q8(__m256i sum, __m256i weights, __m256i activations) {
   const __m256i w = _mm256_xor_si256(weights, _mm256_set1_epi8(static_cast<char>(0x80)));
-  const __m256i pairs =
-      _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(activations, w));
+  const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(activations, w));
   return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
 
@@ -140,7 +139,7 @@ struct Mxfp4Block {
 
   // Adds the block's dot products of `kRows` activation rows for the 8 tile rows of `half`.
   template <size_t kRows>
-  static inline void dot(const uint8_t* block, size_t half, const int8_t* const* values,
+  static inline void dot(const uint8_t* block, size_t half, const int8_t* values,
                          const int32_t* starts, __m256i* dots) {
     const __m256i table = _mm256_broadcastsi128_si256(
         _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
@@ -152,16 +151,15 @@ struct Mxfp4Block {
       const __m256i second =
           _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble));
       for (size_t i = 0; i < kRows; ++i) {
-        dots[i] = dot4_mxfp4(dots[i], first, broadcast4(values[i] + j * 8));
-        dots[i] = dot4_mxfp4(dots[i], second, broadcast4(values[i] + j * 8 + 4));
+        dots[i] = dot4_mxfp4(dots[i], first, broadcast4(values + i * kBlock + j * 8));
+        dots[i] = dot4_mxfp4(dots[i], second, broadcast4(values + i * kBlock + j * 8 + 4));
       }
     }
   }
   static inline __m256 scales(const uint8_t* scales, size_t half) {
-    const __m256i e = _mm256_cvtepu8_epi32(
-        _mm_loadl_epi64(reinterpret_cast<const __m128i*>(scales + half * 8)));
-    return _mm256_castsi256_ps(
-        _mm256_slli_epi32(_mm256_sub_epi32(e, _mm256_set1_epi32(1)), 23));
+    const __m256i e =
+        _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(scales + half * 8)));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_sub_epi32(e, _mm256_set1_epi32(1)), 23));
   }
 };
 
@@ -170,49 +168,70 @@ struct Q8Block {
   static constexpr size_t kScaleBytes = kTileRows * 2;
 
   template <size_t kRows>
-  static inline void dot(const uint8_t* block, size_t half, const int8_t* const* values,
-                         const int32_t*, __m256i* dots) {
+  static inline void dot(const uint8_t* block, size_t half, const int8_t* values, const int32_t*,
+                         __m256i* dots) {
     for (size_t i = 0; i < kRows; ++i) dots[i] = _mm256_setzero_si256();
     for (size_t j = 0; j < 8; ++j) {
       const __m256i w = load_bytes(block + j * 64 + half * 32);
       for (size_t i = 0; i < kRows; ++i) {
-        dots[i] = dot4_q8(dots[i], w, broadcast4(values[i] + j * 4));
+        dots[i] = dot4_q8(dots[i], w, broadcast4(values + i * kBlock + j * 4));
       }
     }
   }
   static inline __m256 scales(const uint8_t* scales, size_t half) {
-    return _mm256_cvtph_ps(
-        _mm_loadu_si128(reinterpret_cast<const __m128i*>(scales + half * 16)));
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(scales + half * 16)));
   }
 };
 
+// One tile times kRows consecutive rows of a panel `width` rows wide.
 template <typename Block, size_t kRows>
-void q8_tile(const uint8_t* tile, const Q8Rows& a, const size_t* rows, float* out,
+void q8_rows(const uint8_t* weights, const uint8_t* scales, size_t blocks, size_t width,
+             const int8_t* values, const float* a_scales, const int32_t* starts, float* out,
              size_t out_stride) {
-  const size_t blocks = a.k / kBlock;
-  const uint8_t* scales = tile + blocks * Block::kBytes;
   Float16 sums[kRows];
   for (size_t i = 0; i < kRows; ++i) sums[i] = set1(0.0f);
   for (size_t b = 0; b < blocks; ++b) {
-    const int8_t* values[kRows];
-    int32_t starts[kRows];
-    for (size_t i = 0; i < kRows; ++i) {
-      values[i] = a.values + rows[i] * a.k + b * kBlock;
-      starts[i] = a.starts[rows[i] * blocks + b];
-    }
     for (size_t half = 0; half < 2; ++half) {
       __m256i dots[kRows];
-      Block::template dot<kRows>(tile + b * Block::kBytes, half, values, starts, dots);
-      const __m256 w_scales = Block::scales(scales + b * Block::kScaleBytes, half);
+      Block::template dot<kRows>(weights, half, values, starts, dots);
+      const __m256 w_scales = Block::scales(scales, half);
       for (size_t i = 0; i < kRows; ++i) {
-        const __m256 scale =
-            _mm256_mul_ps(w_scales, _mm256_set1_ps(a.scales[rows[i] * blocks + b]));
+        const __m256 scale = _mm256_mul_ps(w_scales, _mm256_set1_ps(a_scales[i]));
         __m256& sum = half == 0 ? sums[i].low : sums[i].high;
         sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[i]), scale, sum);
       }
     }
+    weights += Block::kBytes;
+    scales += Block::kScaleBytes;
+    values += width * kBlock;
+    a_scales += width;
+    starts += width;
   }
   for (size_t i = 0; i < kRows; ++i) store(out + i * out_stride, sums[i]);
+}
+
+// Works through each panel kMaxRows rows at a time, then the rest one by one.
+template <typename Block>
+void q8_matmul(const uint8_t* tile, const Q8Panels& a, uint8_t*, float* out, size_t out_stride) {
+  const size_t blocks = a.k / kBlock;
+  const uint8_t* scales = tile + blocks * Block::kBytes;
+  for (size_t panel = 0; panel < num_panels(a.num_rows); ++panel) {
+    const size_t begin = panel_begin(a.num_rows, panel);
+    const size_t width = panel_begin(a.num_rows, panel + 1) - begin;
+    const int8_t* values = a.values + begin * a.k;
+    const float* a_scales = a.scales + begin * blocks;
+    const int32_t* starts = a.starts + begin * blocks;
+    float* rows = out + begin * out_stride;
+    size_t i = 0;
+    for (; i + kMaxRows <= width; i += kMaxRows) {
+      q8_rows<Block, kMaxRows>(tile, scales, blocks, width, values + i * kBlock, a_scales + i,
+                               starts + i, rows + i * out_stride, out_stride);
+    }
+    for (; i < width; ++i) {
+      q8_rows<Block, 1>(tile, scales, blocks, width, values + i * kBlock, a_scales + i, starts + i,
+                        rows + i * out_stride, out_stride);
+    }
+  }
 }
 
 // Weights of one block as float vectors, one k each.
@@ -226,8 +245,7 @@ struct Mxfp4FloatBlock {
   static inline __m256 half(const uint8_t* lanes, unsigned shift) {
     const __m256 table = _mm256_setr_ps(0, 1, 2, 3, 4, 6, 8, 12);
     const __m256i codes = _mm256_srl_epi32(load_bytes(lanes), _mm_cvtsi32_si128(shift));
-    const __m256i sign =
-        _mm256_slli_epi32(_mm256_and_si256(codes, _mm256_set1_epi32(8)), 28);
+    const __m256i sign = _mm256_slli_epi32(_mm256_and_si256(codes, _mm256_set1_epi32(8)), 28);
     return _mm256_xor_ps(_mm256_permutevar8x32_ps(table, codes), _mm256_castsi256_ps(sign));
   }
   static inline Float16 weight(const uint8_t* block, size_t k) {
@@ -293,20 +311,19 @@ void f32_tile(const uint8_t* tile, const F32Rows& a, const size_t* rows, float* 
   for (size_t i = 0; i < kRows; ++i) store(out + i * out_stride, sums[i]);
 }
 
-// Groups of kMaxRows activation rows, then the rest one by one.
-template <typename Rows, void (*GroupTile)(const uint8_t*, const Rows&, const size_t*, float*, size_t),
-          void (*RowTile)(const uint8_t*, const Rows&, const size_t*, float*, size_t)>
-inline void matmul(const uint8_t* tile, const Rows& a, const int32_t* rows, size_t num_rows,
-                   float* out, size_t out_stride) {
+// kMaxRows activation rows at a time, then the rest one by one.
+template <typename Block>
+void f32_matmul(const uint8_t* tile, const F32Rows& a, const int32_t* rows, size_t num_rows,
+                float* out, size_t out_stride) {
   size_t i = 0;
   for (; i + kMaxRows <= num_rows; i += kMaxRows) {
     size_t picked[kMaxRows];
     for (size_t j = 0; j < kMaxRows; ++j) picked[j] = rows ? rows[i + j] : i + j;
-    GroupTile(tile, a, picked, out + i * out_stride, out_stride);
+    f32_tile<Block, kMaxRows>(tile, a, picked, out + i * out_stride, out_stride);
   }
   for (; i < num_rows; ++i) {
     const size_t picked = rows ? rows[i] : i;
-    RowTile(tile, a, &picked, out + i * out_stride, out_stride);
+    f32_tile<Block, 1>(tile, a, &picked, out + i * out_stride, out_stride);
   }
 }
 
@@ -387,8 +404,8 @@ void attend(const AttendQueries& queries, const Element* keys, const Element* va
     float weights[kPageTokens];
     store(weights, low);
     store(weights + 16, high);
-    const Float16 keep = set1(weigh(weights, queries.begin, queries.end,
-                                    state.max + i, state.sum + i));
+    const Float16 keep =
+        set1(weigh(weights, queries.begin, queries.end, state.max + i, state.sum + i));
     float* output = state.values + i * head_dim;
     for (size_t d = 0; d < head_dim; d += 16) {
       Float16 sums = mul(load(output + d), keep);
@@ -408,10 +425,10 @@ float f32_exp_sum(const float* x, float max, float scale, size_t n) {
   size_t i = 0;
   for (; i + 16 <= n; i += 16) {
     const Float16 v = load(x + i);
-    sum.low = _mm256_add_ps(
-        sum.low, vector_exp(_mm256_mul_ps(_mm256_sub_ps(v.low, shift), factor)));
-    sum.high = _mm256_add_ps(
-        sum.high, vector_exp(_mm256_mul_ps(_mm256_sub_ps(v.high, shift), factor)));
+    sum.low =
+        _mm256_add_ps(sum.low, vector_exp(_mm256_mul_ps(_mm256_sub_ps(v.low, shift), factor)));
+    sum.high =
+        _mm256_add_ps(sum.high, vector_exp(_mm256_mul_ps(_mm256_sub_ps(v.high, shift), factor)));
   }
   float lanes[kLanes];
   store(lanes, sum);
@@ -425,11 +442,11 @@ const Kernels kAvx2Kernels = {
     "avx2",
     f32_rmsnorm,
     f32_quantize_q8,
-    matmul<Q8Rows, q8_tile<Mxfp4Block, kMaxRows>, q8_tile<Mxfp4Block, 1>>,
-    matmul<Q8Rows, q8_tile<Q8Block, kMaxRows>, q8_tile<Q8Block, 1>>,
-    matmul<F32Rows, f32_tile<Mxfp4FloatBlock, kMaxRows>, f32_tile<Mxfp4FloatBlock, 1>>,
-    matmul<F32Rows, f32_tile<Bf16Block, kMaxRows>, f32_tile<Bf16Block, 1>>,
-    matmul<F32Rows, f32_tile<F32Block, kMaxRows>, f32_tile<F32Block, 1>>,
+    q8_matmul<Mxfp4Block>,
+    q8_matmul<Q8Block>,
+    f32_matmul<Mxfp4FloatBlock>,
+    f32_matmul<Bf16Block>,
+    f32_matmul<F32Block>,
     f32_swiglu,
     f32_axpy,
     f32_rope,

@@ -10,16 +10,15 @@
 namespace aperto {
 namespace {
 
-// Activation rows worked on together: 12 float sums and 8 weight vectors fit the 32 registers.
-constexpr size_t kMaxRows = 12;
+// 12 float sums, a block's 8 weight vectors and the operands fit the 32 registers.
+static_assert(kPanelRows == 12);
 
 inline __m512 load(const float* p) { return _mm512_loadu_ps(p); }
 inline void store(float* p, __m512 v) { _mm512_storeu_ps(p, v); }
 
 // Folds lanes in halves: i with i + 8, then + 4, + 2, + 1.
 inline float fold_lanes(__m512 v) {
-  const __m256 h8 =
-      _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+  const __m256 h8 = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
   const __m128 h4 = _mm_add_ps(_mm256_castps256_ps128(h8), _mm256_extractf128_ps(h8, 1));
   const __m128 h2 = _mm_add_ps(h4, _mm_movehl_ps(h4, h4));
   return _mm_cvtss_f32(_mm_add_ss(h2, _mm_movehdup_ps(h2)));
@@ -40,8 +39,8 @@ inline __m512 vector_exp(__m512 x) {
   p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(kExpC2));
   p = _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), r);
   p = _mm512_add_ps(p, _mm512_set1_ps(1.0f));
-  const __m512i power = _mm512_slli_epi32(
-      _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23);
+  const __m512i power =
+      _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23);
   return _mm512_maskz_mul_ps(keep, p, _mm512_castsi512_ps(power));
 }
 
@@ -55,37 +54,33 @@ void f32_rmsnorm(const float* x, const float* weight, float eps, size_t n, float
   }
 }
 
-void f32_quantize_q8(const float* x, size_t n, int32_t offset, int8_t* values, float* scales,
-                     int32_t* starts) {
+void f32_quantize_q8(const float* x, size_t n, int32_t offset, size_t stride, int8_t* values,
+                     float* scales, int32_t* starts) {
   for (size_t block = 0; block < n / kBlock; ++block) {
     const __m512 low = load(x + block * kBlock);
     const __m512 high = load(x + block * kBlock + 16);
-    const float amax =
-        _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(low), _mm512_abs_ps(high)));
+    const float amax = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(low), _mm512_abs_ps(high)));
     const float inverse = amax > kMinAmax ? 127.0f / amax : 0.0f;
     const __m512i q_low = _mm512_cvtps_epi32(_mm512_mul_ps(low, _mm512_set1_ps(inverse)));
     const __m512i q_high = _mm512_cvtps_epi32(_mm512_mul_ps(high, _mm512_set1_ps(inverse)));
-    __m128i* out = reinterpret_cast<__m128i*>(values + block * kBlock);
+    __m128i* out = reinterpret_cast<__m128i*>(values + block * stride * kBlock);
     _mm_storeu_si128(out, _mm512_cvtepi32_epi8(q_low));
     _mm_storeu_si128(out + 1, _mm512_cvtepi32_epi8(q_high));
-    scales[block] = amax > kMinAmax ? amax / 127.0f : 0.0f;
-    starts[block] = -offset * _mm512_reduce_add_epi32(_mm512_add_epi32(q_low, q_high));
+    scales[block * stride] = amax > kMinAmax ? amax / 127.0f : 0.0f;
+    starts[block * stride] = -offset * _mm512_reduce_add_epi32(_mm512_add_epi32(q_low, q_high));
   }
 }
 
-// Four consecutive activations of one row, in every lane.
-inline __m512i broadcast4(const int8_t* values) {
-  int32_t four;
-  __builtin_memcpy(&four, values, sizeof four);
-  return _mm512_set1_epi32(four);
-}
-
-// sum + weights . activations in each 32-bit lane. Weights are bytes plus `offset`; the offset's
-// share was put into the sum's start. Exact whatever the instructions.
+// sum + weights . activations in each 32-bit lane; all lanes take the same four activations.
+// Weights are bytes plus `kOffset`; its share was put into the sum's start. Exact in either build.
 #if APERTO_VNNI
 template <int32_t kOffset>
-inline __m512i dot4(__m512i sum, __m512i weights, __m512i activations) {
-  return _mm512_dpbusd_epi32(sum, weights, activations);
+inline __m512i dot4(__m512i sum, __m512i weights, const int8_t* activations) {
+  // The compiler would load the broadcast on its own and halve the rate of issue.
+  __asm__("vpdpbusd %2%{1to16%}, %1, %0"
+          : "+v"(sum)
+          : "v"(weights), "m"(*reinterpret_cast<const int32_t*>(activations)));
+  return sum;
 }
 template <int32_t kOffset>
 inline __m512i start_sum(int32_t start) {
@@ -95,14 +90,16 @@ inline __m512i start_sum(int32_t start) {
 // Pair sums must fit 16 bits: 2 * 24 * 127 does for MXFP4; Q8 takes |w| and sign(w) * a instead,
 // 2 * 128 * 127, and so has no offset to correct.
 template <int32_t kOffset>
-inline __m512i dot4(__m512i sum, __m512i weights, __m512i activations) {
+inline __m512i dot4(__m512i sum, __m512i weights, const int8_t* activations) {
+  int32_t four;
+  __builtin_memcpy(&four, activations, sizeof four);
+  __m512i a = _mm512_set1_epi32(four);
   if constexpr (kOffset == kQ8Offset) {
     const __m512i w = _mm512_xor_si512(weights, _mm512_set1_epi8(static_cast<char>(0x80)));
-    activations = _mm512_mask_sub_epi8(activations, _mm512_movepi8_mask(w),
-                                       _mm512_setzero_si512(), activations);
+    a = _mm512_mask_sub_epi8(a, _mm512_movepi8_mask(w), _mm512_setzero_si512(), a);
     weights = _mm512_abs_epi8(w);
   }
-  const __m512i pairs = _mm512_maddubs_epi16(weights, activations);
+  const __m512i pairs = _mm512_maddubs_epi16(weights, a);
   return _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
 }
 template <int32_t kOffset>
@@ -129,10 +126,9 @@ struct Mxfp4Block {
     }
   }
   static inline __m512 scales(const uint8_t* scales) {
-    const __m512i e = _mm512_cvtepu8_epi32(
-        _mm_loadu_si128(reinterpret_cast<const __m128i*>(scales)));
-    return _mm512_castsi512_ps(
-        _mm512_slli_epi32(_mm512_sub_epi32(e, _mm512_set1_epi32(1)), 23));
+    const __m512i e =
+        _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(scales)));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_sub_epi32(e, _mm512_set1_epi32(1)), 23));
   }
 };
 
@@ -149,37 +145,96 @@ struct Q8Block {
   }
 };
 
-template <typename Block, size_t kRows>
-void q8_tile(const uint8_t* tile, const Q8Rows& a, const size_t* rows, float* out,
-             size_t out_stride) {
-  const size_t blocks = a.k / kBlock;
-  const uint8_t* scales = tile + blocks * Block::kBytes;
-  const int8_t* values[kRows];
-  const float* a_scales[kRows];
-  const int32_t* starts[kRows];
-  __m512 sums[kRows];
-  for (size_t i = 0; i < kRows; ++i) {
-    values[i] = a.values + rows[i] * a.k;
-    a_scales[i] = a.scales + rows[i] * blocks;
-    starts[i] = a.starts + rows[i] * blocks;
-    sums[i] = _mm512_setzero_ps();
-  }
+// MXFP4 blocks whose codes were turned into bytes before, because many panels share them.
+struct UnpackedMxfp4Block {
+  static constexpr int32_t kOffset = kMxfp4Offset;
+  static constexpr size_t kBytes = 512;
+  static constexpr size_t kScaleBytes = kTileRows;
+  static inline void weights(const uint8_t* block, __m512i* w) { Q8Block::weights(block, w); }
+  static inline __m512 scales(const uint8_t* scales) { return Mxfp4Block::scales(scales); }
+};
+
+inline void unpack_mxfp4(const uint8_t* tile, size_t blocks, uint8_t* bytes) {
   for (size_t b = 0; b < blocks; ++b) {
     __m512i w[8];
-    Block::weights(tile + b * Block::kBytes, w);
-    const __m512 w_scales = Block::scales(scales + b * Block::kScaleBytes);
+    Mxfp4Block::weights(tile + b * kMxfp4BlockBytes, w);
+    for (size_t j = 0; j < 8; ++j) _mm512_storeu_si512(bytes + b * 512 + j * 64, w[j]);
+  }
+}
+
+// One tile times one panel of kRows rows.
+template <typename Block, size_t kRows>
+void q8_panel(const uint8_t* weights, const uint8_t* scales, size_t blocks, const int8_t* values,
+              const float* a_scales, const int32_t* starts, float* out, size_t out_stride) {
+  // Loops over sums are unrolled throughout, or the compiler keeps a copy of them in memory.
+  __m512 sums[kRows];
+#pragma GCC unroll 12
+  for (size_t i = 0; i < kRows; ++i) sums[i] = _mm512_setzero_ps();
+  for (size_t b = 0; b < blocks; ++b) {
+    __m512i w[8];
+    Block::weights(weights, w);
+    const __m512 w_scales = Block::scales(scales);
 #pragma GCC unroll 12
     for (size_t i = 0; i < kRows; ++i) {
-      __m512i dot = start_sum<Block::kOffset>(starts[i][b]);
+      __m512i dot = start_sum<Block::kOffset>(starts[i]);
 #pragma GCC unroll 8
       for (size_t j = 0; j < 8; ++j) {
-        dot = dot4<Block::kOffset>(dot, w[j], broadcast4(values[i] + b * kBlock + j * 4));
+        dot = dot4<Block::kOffset>(dot, w[j], values + i * kBlock + j * 4);
       }
-      const __m512 scale = _mm512_mul_ps(w_scales, _mm512_set1_ps(a_scales[i][b]));
+      const __m512 scale = _mm512_mul_ps(w_scales, _mm512_set1_ps(a_scales[i]));
       sums[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scale, sums[i]);
     }
+    weights += Block::kBytes;
+    scales += Block::kScaleBytes;
+    values += kRows * kBlock;
+    a_scales += kRows;
+    starts += kRows;
   }
+#pragma GCC unroll 12
   for (size_t i = 0; i < kRows; ++i) store(out + i * out_stride, sums[i]);
+}
+
+// Calls the instance for a panel of `count` rows, 1 <= count <= kPanelRows.
+template <typename Block, size_t kRows = kPanelRows>
+inline void q8_panel_of(size_t count, const uint8_t* weights, const uint8_t* scales, size_t blocks,
+                        const int8_t* values, const float* a_scales, const int32_t* starts,
+                        float* out, size_t out_stride) {
+  if (count == kRows) {
+    q8_panel<Block, kRows>(weights, scales, blocks, values, a_scales, starts, out, out_stride);
+  } else if constexpr (kRows > 1) {
+    q8_panel_of<Block, kRows - 1>(count, weights, scales, blocks, values, a_scales, starts, out,
+                                  out_stride);
+  }
+}
+
+template <typename Block>
+inline void q8_panels(const uint8_t* weights, const uint8_t* scales, const Q8Panels& a, float* out,
+                      size_t out_stride) {
+  const size_t blocks = a.k / kBlock;
+  for (size_t panel = 0; panel < num_panels(a.num_rows); ++panel) {
+    const size_t begin = panel_begin(a.num_rows, panel);
+    const size_t count = panel_begin(a.num_rows, panel + 1) - begin;
+    q8_panel_of<Block>(count, weights, scales, blocks, a.values + begin * a.k,
+                       a.scales + begin * blocks, a.starts + begin * blocks,
+                       out + begin * out_stride, out_stride);
+  }
+}
+
+void q8_mxfp4w_matmul(const uint8_t* tile, const Q8Panels& a, uint8_t* scratch, float* out,
+                      size_t out_stride) {
+  const size_t blocks = a.k / kBlock;
+  const uint8_t* scales = tile + blocks * kMxfp4BlockBytes;
+  if (a.num_rows <= kPanelRows) {
+    q8_panels<Mxfp4Block>(tile, scales, a, out, out_stride);
+  } else {
+    unpack_mxfp4(tile, blocks, scratch);
+    q8_panels<UnpackedMxfp4Block>(scratch, scales, a, out, out_stride);
+  }
+}
+
+void q8_q8w_matmul(const uint8_t* tile, const Q8Panels& a, uint8_t*, float* out,
+                   size_t out_stride) {
+  q8_panels<Q8Block>(tile, tile + a.k / kBlock * Q8Block::kBytes, a, out, out_stride);
 }
 
 // Weights of one block as float vectors, one k each.
@@ -227,6 +282,7 @@ void f32_tile(const uint8_t* tile, const F32Rows& a, const size_t* rows, float* 
   const uint8_t* scales = tile + Block::scales_offset(a.k);
   const float* values[kRows];
   __m512 sums[kRows];
+#pragma GCC unroll 12
   for (size_t i = 0; i < kRows; ++i) {
     values[i] = a.values + rows[i] * a.k;
     sums[i] = _mm512_setzero_ps();
@@ -234,6 +290,7 @@ void f32_tile(const uint8_t* tile, const F32Rows& a, const size_t* rows, float* 
   for (size_t b = 0; b < a.k / kBlock; ++b) {
     const uint8_t* block = Block::block(tile, b);
     __m512 in_block[kRows];
+#pragma GCC unroll 12
     for (size_t i = 0; i < kRows; ++i) in_block[i] = _mm512_setzero_ps();
 #pragma GCC unroll 32
     for (size_t k = 0; k < kBlock; ++k) {
@@ -245,55 +302,39 @@ void f32_tile(const uint8_t* tile, const F32Rows& a, const size_t* rows, float* 
     }
     if constexpr (Block::kScaled) {
       const __m512 scale = Mxfp4Block::scales(scales + b * kTileRows);
+#pragma GCC unroll 12
       for (size_t i = 0; i < kRows; ++i) sums[i] = _mm512_fmadd_ps(in_block[i], scale, sums[i]);
     } else {
+#pragma GCC unroll 12
       for (size_t i = 0; i < kRows; ++i) sums[i] = _mm512_add_ps(sums[i], in_block[i]);
     }
   }
+#pragma GCC unroll 12
   for (size_t i = 0; i < kRows; ++i) store(out + i * out_stride, sums[i]);
 }
 
-// Calls the instance for `count` rows, 1 <= count <= kMaxRows.
-template <typename Rows, template <size_t> typename Tile, size_t kRows = kMaxRows>
-inline void tile_of(size_t count, const uint8_t* tile, const Rows& a, const size_t* rows,
-                    float* out, size_t out_stride) {
+// Calls the instance for `count` rows, 1 <= count <= kPanelRows.
+template <typename Block, size_t kRows = kPanelRows>
+inline void f32_tile_of(size_t count, const uint8_t* tile, const F32Rows& a, const size_t* rows,
+                        float* out, size_t out_stride) {
   if (count == kRows) {
-    Tile<kRows>::run(tile, a, rows, out, out_stride);
+    f32_tile<Block, kRows>(tile, a, rows, out, out_stride);
   } else if constexpr (kRows > 1) {
-    tile_of<Rows, Tile, kRows - 1>(count, tile, a, rows, out, out_stride);
+    f32_tile_of<Block, kRows - 1>(count, tile, a, rows, out, out_stride);
   }
 }
 
-// Splits the rows evenly into as few groups of at most kMaxRows as possible.
-template <typename Rows, template <size_t> typename Tile>
-inline void matmul(const uint8_t* tile, const Rows& a, const int32_t* rows, size_t num_rows,
-                   float* out, size_t out_stride) {
-  const size_t groups = (num_rows + kMaxRows - 1) / kMaxRows;
-  size_t begin = 0;
-  for (size_t group = 0; group < groups; ++group) {
-    const size_t end = num_rows * (group + 1) / groups;
-    size_t picked[kMaxRows];
+template <typename Block>
+void f32_matmul(const uint8_t* tile, const F32Rows& a, const int32_t* rows, size_t num_rows,
+                float* out, size_t out_stride) {
+  for (size_t panel = 0; panel < num_panels(num_rows); ++panel) {
+    const size_t begin = panel_begin(num_rows, panel);
+    const size_t end = panel_begin(num_rows, panel + 1);
+    size_t picked[kPanelRows];
     for (size_t i = begin; i < end; ++i) picked[i - begin] = rows ? rows[i] : i;
-    tile_of<Rows, Tile>(end - begin, tile, a, picked, out + begin * out_stride, out_stride);
-    begin = end;
+    f32_tile_of<Block>(end - begin, tile, a, picked, out + begin * out_stride, out_stride);
   }
 }
-
-#define APERTO_TILE(name, function, block, rows_type)                                          \
-  template <size_t kRows>                                                                      \
-  struct name {                                                                                \
-    static inline void run(const uint8_t* tile, const rows_type& a, const size_t* rows,        \
-                           float* out, size_t out_stride) {                                    \
-      function<block, kRows>(tile, a, rows, out, out_stride);                                  \
-    }                                                                                          \
-  };
-
-APERTO_TILE(Q8Mxfp4Tile, q8_tile, Mxfp4Block, Q8Rows)
-APERTO_TILE(Q8Q8Tile, q8_tile, Q8Block, Q8Rows)
-APERTO_TILE(F32Mxfp4Tile, f32_tile, Mxfp4FloatBlock, F32Rows)
-APERTO_TILE(F32Bf16Tile, f32_tile, Bf16Block, F32Rows)
-APERTO_TILE(F32F32Tile, f32_tile, F32Block, F32Rows)
-#undef APERTO_TILE
 
 void f32_swiglu(const float* gate, const float* up, float limit, size_t n, float* out) {
   const __m512 high = _mm512_set1_ps(limit);
@@ -380,8 +421,8 @@ inline float weigh(float* scores, size_t begin, size_t end, float* max, float* s
   return keep;
 }
 
-// output[i] = output[i] * keep[i] + sum over slots of weights[i][slot] * values[slot], for kVectors x
-// 16 dimensions.
+// output[i] = output[i] * keep[i] + sum over slots of weights[i][slot] * values[slot], for kVectors
+// x 16 dimensions.
 template <typename Element, size_t kQueries, size_t kVectors>
 void add_values(const AttendQueries& queries, const float* weights, const float* keep,
                 const Element* values, float* output) {
@@ -471,11 +512,11 @@ const Kernels APERTO_KERNELS = {
     APERTO_KERNELS_NAME,
     f32_rmsnorm,
     f32_quantize_q8,
-    matmul<Q8Rows, Q8Mxfp4Tile>,
-    matmul<Q8Rows, Q8Q8Tile>,
-    matmul<F32Rows, F32Mxfp4Tile>,
-    matmul<F32Rows, F32Bf16Tile>,
-    matmul<F32Rows, F32F32Tile>,
+    q8_mxfp4w_matmul,
+    q8_q8w_matmul,
+    f32_matmul<Mxfp4FloatBlock>,
+    f32_matmul<Bf16Block>,
+    f32_matmul<F32Block>,
     f32_swiglu,
     f32_axpy,
     f32_rope,

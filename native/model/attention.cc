@@ -14,12 +14,11 @@ constexpr size_t kTokensPerItem = 16;
 // machines. The reduction is exact to 2^-60 for angles up to 2^20 quarter turns.
 void sin_cos(double angle, double* sin, double* cos) {
   constexpr double kTwoOverPi = 0.63661977236758134308;
-  constexpr double kHalfPiHigh = 1.57079632673412561417;  // 33 bits
+  constexpr double kHalfPiHigh = 1.57079632673412561417;        // 33 bits
   constexpr double kHalfPiMiddle = 6.07710050630396597660e-11;  // the next 33
   constexpr double kHalfPiLow = 2.02226624879595063154e-21;
   const double turns = std::nearbyint(angle * kTwoOverPi);
-  const double r =
-      ((angle - turns * kHalfPiHigh) - turns * kHalfPiMiddle) - turns * kHalfPiLow;
+  const double r = ((angle - turns * kHalfPiHigh) - turns * kHalfPiMiddle) - turns * kHalfPiLow;
   const double r2 = r * r;
   // Taylor series on [-pi/4, pi/4]: the first term left out is under 1e-17.
   double s = 0.0;
@@ -45,8 +44,8 @@ void sin_cos(double angle, double* sin, double* cos) {
 
 int32_t page_of(const ForwardContext& context, size_t group, size_t token, size_t position) {
   const Batch& batch = context.batch;
-  return batch.page_tables[group][batch.sequences[token] * batch.max_pages[group] +
-                                  position / kPageTokens];
+  return batch
+      .page_tables[group][batch.sequences[token] * batch.max_pages[group] + position / kPageTokens];
 }
 
 template <typename Element>
@@ -188,7 +187,7 @@ void attention_layer(ForwardContext& context, size_t layer) {
   const size_t hidden = shape.hidden_size;
   Activations& act = context.act;
   const bool quantized = context.weights.quantized;
-  const Q8Rows q8_normed = act.q8.rows(hidden);
+  const Q8Panels q8_normed = act.q8.panels(hidden, tokens);
   context.pool.parallel_for(tokens, [&](size_t token, int) {
     float* normed = act.normed.data() + token * hidden;
     context.kernels.f32_rmsnorm(act.x.data() + token * hidden, w.attn_norm, shape.rms_norm_eps,
@@ -212,15 +211,15 @@ void attention_layer(ForwardContext& context, size_t layer) {
     attend_tokens(context, layer, starts[run], starts[run + 1], item % kv_heads);
   });
   const size_t q_size = shape.q_size();
-  const Q8Rows q8_attended = act.q8.rows(q_size);
+  const Q8Panels q8_attended = act.q8.panels(q_size, tokens);
   if (quantized) {
     context.pool.parallel_for(tokens, [&](size_t token, int) {
       quantize_row(context.kernels, act.attended.data() + token * q_size, token, kQ8Offset,
                    q8_attended);
     });
   }
-  dense_matmul(context, w.out, {act.attended.data(), q_size}, q8_attended, tokens, w.out_bias,
-               true, act.x.data(), hidden);
+  dense_matmul(context, w.out, {act.attended.data(), q_size}, q8_attended, tokens, w.out_bias, true,
+               act.x.data(), hidden);
 }
 
 }  // namespace aperto

@@ -23,10 +23,10 @@ struct ModelShape {
   size_t num_kv_heads;
   float swiglu_limit;
   float rms_norm_eps;
-  float rope_concentration;            // factor of cosines and sines
-  std::vector<float> rope_frequency;   // [head_dim / 2], radians a token
+  float rope_concentration;           // factor of cosines and sines
+  std::vector<float> rope_frequency;  // [head_dim / 2], radians a token
   std::vector<LayerShape> layers;
-  std::vector<size_t> group_windows;   // distinct windows: layers of one window share page tables
+  std::vector<size_t> group_windows;  // distinct windows: layers of one window share page tables
 
   size_t q_size() const { return num_heads * head_dim; }
   size_t kv_size() const { return num_kv_heads * head_dim; }

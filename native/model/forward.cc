@@ -15,12 +15,12 @@ constexpr size_t kItemsPerThread = 8;
 constexpr size_t kMaxTilesPerItem = 64;
 
 void tile_matmul(const Kernels& kernels, const TiledWeight& weight, size_t tile,
-                 const F32Rows& rows, const Q8Rows& q8_rows, size_t num_tokens, float* out,
-                 size_t out_stride) {
+                 const F32Rows& rows, const Q8Panels& panels, size_t num_tokens, uint8_t* scratch,
+                 float* out, size_t out_stride) {
   const uint8_t* data = weight.tile(tile);
   switch (weight.kind) {
     case WeightKind::kQ8Tiles:
-      kernels.q8_q8w_matmul(data, q8_rows, nullptr, num_tokens, out, out_stride);
+      kernels.q8_q8w_matmul(data, panels, scratch, out, out_stride);
       break;
     case WeightKind::kBf16Tiles:
       kernels.f32_bf16w_matmul(data, rows, nullptr, num_tokens, out, out_stride);
@@ -32,15 +32,8 @@ void tile_matmul(const Kernels& kernels, const TiledWeight& weight, size_t tile,
 
 }  // namespace
 
-void quantize_row(const Kernels& kernels, const float* x, size_t row, int32_t offset,
-                  const Q8Rows& out) {
-  const size_t blocks = out.k / kBlock;
-  kernels.f32_quantize_q8(x, out.k, offset, out.values + row * out.k, out.scales + row * blocks,
-                          out.starts + row * blocks);
-}
-
 void dense_matmul(ForwardContext& context, const TiledWeight& weight, const F32Rows& rows,
-                  const Q8Rows& q8_rows, size_t num_tokens, const float* bias, bool add,
+                  const Q8Panels& panels, size_t num_tokens, const float* bias, bool add,
                   float* out, size_t out_stride) {
   const size_t tiles = weight.num_tiles();
   const size_t wanted = context.pool.num_threads() * kItemsPerThread;
@@ -51,7 +44,8 @@ void dense_matmul(ForwardContext& context, const TiledWeight& weight, const F32R
       float* target = out + tile * kTileRows;
       float* product = add ? context.act.gate[thread].data() : target;
       const size_t stride = add ? kTileRows : out_stride;
-      tile_matmul(context.kernels, weight, tile, rows, q8_rows, num_tokens, product, stride);
+      tile_matmul(context.kernels, weight, tile, rows, panels, num_tokens,
+                  context.act.unpacked[thread].data(), product, stride);
       if (bias == nullptr) continue;
       const float* tile_bias = bias + tile * kTileRows;
       for (size_t t = 0; t < num_tokens; ++t) {
@@ -76,6 +70,9 @@ Model::Model(ModelShape shape, const PackedTensors& tensors, const Kernels& kern
 }
 
 void Model::check_batch(const KvPages& pages, const Batch& batch) const {
+  check(pages.fits(shape_),
+        "the cache belongs to a model of another shape; expected one made by "
+        "this model's new_cache");
   check(batch.num_tokens >= 1 && batch.num_tokens <= max_batch_tokens(), "the batch has ",
         batch.num_tokens, " tokens; expected 1..", max_batch_tokens());
   check(batch.num_outputs <= max_batch_tokens(), "the batch wants ", batch.num_outputs,
@@ -101,7 +98,7 @@ void Model::check_batch(const KvPages& pages, const Batch& batch) const {
     for (size_t group = 0; group < pages.num_groups(); ++group) {
       const size_t window = shape_.group_windows[group];
       const size_t oldest =
-          window == 0 || static_cast<size_t>(position) + 1 <= window ? 0 : position + 1 - window;
+          window == 0 || size_t(position) + 1 <= window ? 0 : size_t(position) + 1 - window;
       const size_t last = position / kPageTokens;
       check(last < batch.max_pages[group], "position ", position, " needs page ", last,
             " of its table; group ", group, " has ", batch.max_pages[group]);
@@ -132,7 +129,7 @@ void Model::forward(KvPages& pages, const Batch& batch, float* logits) {
     moe_layer(context, layer);
   }
   if (batch.num_outputs == 0) return;
-  const Q8Rows q8_normed = act.q8.rows(hidden);
+  const Q8Panels q8_normed = act.q8.panels(hidden, batch.num_outputs);
   pool_.parallel_for(batch.num_outputs, [&](size_t i, int) {
     float* normed = act.normed.data() + i * hidden;
     kernels_.f32_rmsnorm(act.x.data() + batch.output_rows[i] * hidden, weights_.norm,

@@ -21,7 +21,8 @@ struct Batch {
   const int32_t* positions;  // [tokens], index in the sequence
   const int32_t* sequences;  // [tokens], row of the page tables
   size_t num_sequences;
-  // A table a window group: [sequences, max_pages]; entry p / kPageTokens is the page of position p.
+  // A table a window group: [sequences, max_pages]; entry p / kPageTokens is the page of position
+  // p.
   std::vector<const int32_t*> page_tables;
   std::vector<size_t> max_pages;  // a group
   size_t num_outputs;
@@ -39,14 +40,10 @@ struct ForwardContext {
   const Batch& batch;
 };
 
-// Quantises one row of width out.k into row `row` of `out`.
-void quantize_row(const Kernels& kernels, const float* x, size_t row, int32_t offset,
-                  const Q8Rows& out);
-
 // out[t * out_stride + r] = a[t] . w[r] (+ bias[r]) for t < num_tokens, padded to whole tiles.
-// With `add`, adds to out instead. Uses the float rows or, for Q8 weights, the quantised ones.
+// With `add`, adds to out instead. Uses the float rows or, for Q8 weights, the quantised panels.
 void dense_matmul(ForwardContext& context, const TiledWeight& weight, const F32Rows& rows,
-                  const Q8Rows& q8_rows, size_t num_tokens, const float* bias, bool add,
+                  const Q8Panels& panels, size_t num_tokens, const float* bias, bool add,
                   float* out, size_t out_stride);
 
 class Model {

@@ -37,16 +37,16 @@ void choose_experts(const float* logits, size_t num_experts, size_t k, int32_t* 
   for (size_t slot = 0; slot < k; ++slot) weight[slot] /= sum;
 }
 
-// Norm, router and quantised expert input of one token.
-void route_token(ForwardContext& context, size_t layer, size_t token, const Q8Rows& q8_normed) {
+// Norm, router and chosen experts of one token.
+void route_token(ForwardContext& context, size_t layer, size_t token) {
   const ModelShape& shape = context.shape;
   const LayerShape& layer_shape = shape.layers[layer];
   const LayerWeights& w = context.weights.layers[layer];
   Activations& act = context.act;
   const size_t hidden = shape.hidden_size;
   float* normed = act.normed.data() + token * hidden;
-  context.kernels.f32_rmsnorm(act.x.data() + token * hidden, w.moe_norm, shape.rms_norm_eps,
-                              hidden, normed);
+  context.kernels.f32_rmsnorm(act.x.data() + token * hidden, w.moe_norm, shape.rms_norm_eps, hidden,
+                              normed);
   float* logits = act.router.data() + token * round_up(layer_shape.num_experts, kTileRows);
   const auto matmul = w.router.kind == WeightKind::kBf16Tiles ? context.kernels.f32_bf16w_matmul
                                                               : context.kernels.f32_f32w_matmul;
@@ -57,9 +57,6 @@ void route_token(ForwardContext& context, size_t layer, size_t token, const Q8Ro
   const size_t k = layer_shape.experts_per_token;
   choose_experts(logits, layer_shape.num_experts, k, act.chosen.data() + token * k,
                  act.weight.data() + token * k);
-  if (context.weights.quantized) {
-    quantize_row(context.kernels, normed, token, kMxfp4Offset, q8_normed);
-  }
 }
 
 // Sorts slots by expert: fills row_of and token_of, returns the experts that have rows.
@@ -102,7 +99,7 @@ void add_bias(const float* bias, size_t count, float* rows) {
 
 // Gate and up products and the activation of tile pairs [begin, end) of one expert.
 void gate_up_pairs(ForwardContext& context, size_t layer, const ExpertRows& group, size_t begin,
-                   size_t end, int thread, const Q8Rows& q8_normed) {
+                   size_t end, int thread) {
   const ModelShape& shape = context.shape;
   const LayerWeights& w = context.weights.layers[layer];
   const TiledWeight& weight = w.gate_up[group.expert];
@@ -114,12 +111,12 @@ void gate_up_pairs(ForwardContext& context, size_t layer, const ExpertRows& grou
     for (size_t i = 0; i < 2; ++i) {
       const size_t tile = 2 * pair + i;
       if (context.weights.quantized) {
-        context.kernels.q8_mxfp4w_matmul(weight.tile(tile), q8_normed, tokens, group.count,
-                                         halves[i], kTileRows);
+        context.kernels.q8_mxfp4w_matmul(
+            weight.tile(tile), act.q8_experts.panels(shape.hidden_size, group.count, group.first),
+            act.unpacked[thread].data(), halves[i], kTileRows);
       } else {
-        context.kernels.f32_mxfp4w_matmul(weight.tile(tile),
-                                          {act.normed.data(), shape.hidden_size}, tokens,
-                                          group.count, halves[i], kTileRows);
+        context.kernels.f32_mxfp4w_matmul(weight.tile(tile), {act.normed.data(), shape.hidden_size},
+                                          tokens, group.count, halves[i], kTileRows);
       }
       add_bias(bias + tile * kTileRows, group.count, halves[i]);
     }
@@ -134,7 +131,7 @@ void gate_up_pairs(ForwardContext& context, size_t layer, const ExpertRows& grou
 
 // Output tiles [begin, end) of one expert.
 void down_tiles(ForwardContext& context, size_t layer, const ExpertRows& group, size_t begin,
-                size_t end) {
+                size_t end, int thread) {
   const ModelShape& shape = context.shape;
   const LayerWeights& w = context.weights.layers[layer];
   const TiledWeight& weight = w.down[group.expert];
@@ -145,8 +142,9 @@ void down_tiles(ForwardContext& context, size_t layer, const ExpertRows& group, 
   for (size_t tile = begin; tile < end; ++tile) {
     float* out = act.expert_out.data() + group.first * hidden + tile * kTileRows;
     if (context.weights.quantized) {
-      context.kernels.q8_mxfp4w_matmul(weight.tile(tile), act.q8_act.rows(inter, group.first),
-                                       nullptr, group.count, out, hidden);
+      context.kernels.q8_mxfp4w_matmul(weight.tile(tile),
+                                       act.q8.panels(inter, group.count, group.first),
+                                       act.unpacked[thread].data(), out, hidden);
     } else {
       context.kernels.f32_mxfp4w_matmul(weight.tile(tile),
                                         {act.act.data() + group.first * inter, inter}, nullptr,
@@ -158,6 +156,19 @@ void down_tiles(ForwardContext& context, size_t layer, const ExpertRows& group, 
   }
 }
 
+// Quantises each grouped row of width `width`; row_at(row) is where its floats are.
+template <typename RowAt>
+void quantize_groups(ForwardContext& context, const std::vector<ExpertRows>& groups, size_t width,
+                     Q8Buffer& out, RowAt row_at) {
+  context.pool.parallel_for(groups.size(), [&](size_t item, int) {
+    const ExpertRows& group = groups[item];
+    const Q8Panels panels = out.panels(width, group.count, group.first);
+    for (size_t i = 0; i < group.count; ++i) {
+      quantize_row(context.kernels, row_at(group.first + i), i, kMxfp4Offset, panels);
+    }
+  });
+}
+
 }  // namespace
 
 void moe_layer(ForwardContext& context, size_t layer) {
@@ -167,31 +178,29 @@ void moe_layer(ForwardContext& context, size_t layer) {
   const size_t k = shape.layers[layer].experts_per_token;
   const size_t hidden = shape.hidden_size;
   const size_t inter = shape.intermediate_size;
-  const Q8Rows q8_normed = act.q8.rows(hidden);
-  context.pool.parallel_for(
-      tokens, [&](size_t token, int) { route_token(context, layer, token, q8_normed); });
+  const bool quantized = context.weights.quantized;
+  context.pool.parallel_for(tokens, [&](size_t token, int) { route_token(context, layer, token); });
   const std::vector<ExpertRows> groups = group_by_expert(context, layer);
+  if (quantized) {
+    quantize_groups(context, groups, hidden, act.q8_experts,
+                    [&](size_t row) { return act.normed.data() + act.token_of[row] * hidden; });
+  }
   for_each_range(context.pool, groups, inter / kTileRows, kPairsPerItem,
                  [&](const ExpertRows& group, size_t begin, size_t end, int thread) {
-                   gate_up_pairs(context, layer, group, begin, end, thread, q8_normed);
+                   gate_up_pairs(context, layer, group, begin, end, thread);
                  });
-  if (context.weights.quantized) {
-    const Q8Rows q8_act = act.q8_act.rows(inter);
-    context.pool.parallel_for(tokens, [&](size_t token, int) {
-      for (size_t row = token * k; row < (token + 1) * k; ++row) {
-        quantize_row(context.kernels, act.act.data() + row * inter, row, kMxfp4Offset, q8_act);
-      }
-    });
+  if (quantized) {
+    quantize_groups(context, groups, inter, act.q8,
+                    [&](size_t row) { return act.act.data() + row * inter; });
   }
   for_each_range(context.pool, groups, hidden / kTileRows, kTilesPerItem,
-                 [&](const ExpertRows& group, size_t begin, size_t end, int) {
-                   down_tiles(context, layer, group, begin, end);
+                 [&](const ExpertRows& group, size_t begin, size_t end, int thread) {
+                   down_tiles(context, layer, group, begin, end, thread);
                  });
   context.pool.parallel_for(tokens, [&](size_t token, int) {
     for (size_t slot = token * k; slot < (token + 1) * k; ++slot) {
-      context.kernels.f32_axpy(act.weight[slot],
-                               act.expert_out.data() + act.row_of[slot] * hidden, hidden,
-                               act.x.data() + token * hidden);
+      context.kernels.f32_axpy(act.weight[slot], act.expert_out.data() + act.row_of[slot] * hidden,
+                               hidden, act.x.data() + token * hidden);
     }
   });
 }

@@ -229,8 +229,7 @@ void pack_q8_tiles(const uint8_t* blocks, size_t rows, size_t k, uint8_t* tiles)
 namespace {
 
 template <typename T>
-void pack_plain_tiles(const T* values, size_t rows, size_t k, size_t bytes_a_tile,
-                      uint8_t* tiles) {
+void pack_plain_tiles(const T* values, size_t rows, size_t k, size_t bytes_a_tile, uint8_t* tiles) {
   for (size_t t = 0; t * kTileRows < rows; ++t) {
     std::memset(tiles + t * bytes_a_tile, 0, bytes_a_tile);
     T* tile = reinterpret_cast<T*>(tiles + t * bytes_a_tile);
@@ -272,8 +271,7 @@ void pack_mxfp4_tiles(const uint8_t* blocks, const uint8_t* scales, size_t rows,
           const size_t high = low + 4;
           const uint8_t low_code = (in[low / 2] >> (low % 2 * 4)) & 0xf;
           const uint8_t high_code = (in[high / 2] >> (high % 2 * 4)) & 0xf;
-          out[i / 4 * 64 + i % 4] =
-              zero ? 0 : static_cast<uint8_t>(low_code | (high_code << 4));
+          out[i / 4 * 64 + i % 4] = zero ? 0 : static_cast<uint8_t>(low_code | (high_code << 4));
         }
       }
     }

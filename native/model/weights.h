@@ -14,8 +14,8 @@ namespace aperto {
 
 // How a packed tensor is stored.
 enum class WeightKind {
-  kF32,        // plain floats: norms, biases, sinks
-  kF32Tiles,   // tiles of 16 rows, see kernels.h
+  kF32,       // plain floats: norms, biases, sinks
+  kF32Tiles,  // tiles of 16 rows, see kernels.h
   kBf16Tiles,
   kQ8Tiles,
   kMxfp4Tiles,  // [experts] of tiles
@@ -48,19 +48,19 @@ struct TiledWeight {
 };
 
 struct LayerWeights {
-  const float* attn_norm;      // [hidden]
-  TiledWeight qkv;             // [q + 2 kv, hidden]: rows of q, then k, then v
-  const float* qkv_bias;       // [q + 2 kv]
-  const float* sinks;          // [heads]
-  TiledWeight out;             // [hidden, q]
-  const float* out_bias;       // [hidden]
-  const float* moe_norm;       // [hidden]
-  TiledWeight router;          // [experts, hidden]
-  const float* router_bias;    // [experts]
+  const float* attn_norm;            // [hidden]
+  TiledWeight qkv;                   // [q + 2 kv, hidden]: rows of q, then k, then v
+  const float* qkv_bias;             // [q + 2 kv]
+  const float* sinks;                // [heads]
+  TiledWeight out;                   // [hidden, q]
+  const float* out_bias;             // [hidden]
+  const float* moe_norm;             // [hidden]
+  TiledWeight router;                // [experts, hidden]
+  const float* router_bias;          // [experts]
   std::vector<TiledWeight> gate_up;  // an expert: [2 inter, hidden], tiles alternate gate and up
-  const float* gate_up_bias;   // [experts, 2 inter], in the order of the tiles' rows
+  const float* gate_up_bias;         // [experts, 2 inter], in the order of the tiles' rows
   std::vector<TiledWeight> down;     // an expert: [hidden, inter]
-  const float* down_bias;      // [experts, hidden]
+  const float* down_bias;            // [experts, hidden]
 };
 
 struct Weights {

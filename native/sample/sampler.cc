@@ -30,10 +30,9 @@ double counter_uniform(uint64_t seed, uint64_t position) {
   for (int round = 0; round < 10; ++round) {
     const uint64_t first = uint64_t{0xD2511F53} * counter[0];
     const uint64_t second = uint64_t{0xCD9E8D57} * counter[2];
-    const uint32_t next[4] = {static_cast<uint32_t>(second >> 32) ^ counter[1] ^ key[0],
-                              static_cast<uint32_t>(second),
-                              static_cast<uint32_t>(first >> 32) ^ counter[3] ^ key[1],
-                              static_cast<uint32_t>(first)};
+    const uint32_t next[4] = {
+        static_cast<uint32_t>(second >> 32) ^ counter[1] ^ key[0], static_cast<uint32_t>(second),
+        static_cast<uint32_t>(first >> 32) ^ counter[3] ^ key[1], static_cast<uint32_t>(first)};
     std::copy(next, next + 4, counter);
     key[0] += 0x9E3779B9;
     key[1] += 0xBB67AE85;
@@ -125,8 +124,8 @@ int32_t Sampler::draw_from_best(const float* logits, float max, const SampleRequ
   double total = 0.0;
   if (request.top_k == 0) {
     for (size_t begin = 0; begin < vocab_size_; begin += kChunk) {
-      total += kernels_.f32_exp_sum(logits + begin, max, scale,
-                                    std::min(kChunk, vocab_size_ - begin));
+      total +=
+          kernels_.f32_exp_sum(logits + begin, max, scale, std::min(kChunk, vocab_size_ - begin));
     }
   }
   const size_t limit = request.top_k == 0 ? vocab_size_ : std::min(request.top_k, vocab_size_);
