@@ -24,12 +24,8 @@ class KvCache(Protocol):
         ...
 
 
-class CoreModel(Protocol):
-    """The forward pass over a paged cache; `aperto.native.Model` is the real one.
-
-    Position p of a sequence lies in its logical page p // page_tokens; a page table row maps
-    logical to physical pages, -1 where there is none (freed behind the window, or not yet taken).
-    """
+class CacheModel(Protocol):
+    """What page planning asks of a model."""
 
     @property
     def config(self) -> ModelConfig:
@@ -49,6 +45,14 @@ class CoreModel(Protocol):
     def page_bytes(self, group: int) -> int:
         """Bytes of one page of a window group."""
         ...
+
+
+class CoreModel(CacheModel, Protocol):
+    """The forward pass over a paged cache; `aperto.native.Model` is the real one.
+
+    Position p of a sequence lies in its logical page p // page_tokens; a page table row maps
+    logical to physical pages, -1 where there is none (freed behind the window, or not yet taken).
+    """
 
     def new_cache(self, num_pages: Sequence[int]) -> Any:
         """Allocate a cache with this many pages for each window group."""

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aperto.config import EngineConfig
-from aperto.engine.core import CoreModel, Sampler
+from aperto.engine.core import CacheModel, CoreModel, Sampler
 from aperto.engine.sequence import Request, Sequence
 from aperto.engine.stream import TokenStream
 from aperto.engine.worker import EngineStats, Worker
@@ -28,7 +28,7 @@ _LEAST_CONTEXT_TOKENS = 8192
 _WINDOW_SHARE = 4
 
 
-def default_context_tokens(model: CoreModel) -> int:
+def default_context_tokens(model: CacheModel) -> int:
     """Context length in tokens where none is configured: see EngineConfig.context_tokens."""
     bytes_per_token = max(
         1, sum(model.page_bytes(g) for g, w in enumerate(model.window_groups) if w == 0)
@@ -38,14 +38,14 @@ def default_context_tokens(model: CoreModel) -> int:
     return min(model.config.max_context, max(_LEAST_CONTEXT_TOKENS, power_of_two))
 
 
-def plan_pages(model: CoreModel, config: EngineConfig) -> tuple[int, ...]:
+def plan_pages(model: CacheModel, config: EngineConfig) -> tuple[int, ...]:
     """Pages of each window group under a configuration.
 
     A group without a window holds cache_tokens. A windowed one holds what all sequences and one
     batch need at once, and a share more to keep the windows of prefixes that may come back; never
     more than a group without a window.
     """
-    context = config.context_tokens or default_context_tokens(model)
+    context = min(model.config.max_context, config.context_tokens or default_context_tokens(model))
     full = -(-(config.cache_tokens or context) // model.page_tokens)
     batch = -(-config.max_batch_tokens // model.page_tokens)
 
@@ -58,7 +58,7 @@ def plan_pages(model: CoreModel, config: EngineConfig) -> tuple[int, ...]:
     return tuple(pages(window) for window in model.window_groups)
 
 
-def plan_cache_bytes(model: CoreModel, config: EngineConfig) -> int:
+def plan_cache_bytes(model: CacheModel, config: EngineConfig) -> int:
     """Bytes of the key-value cache under a configuration."""
     return sum(n * model.page_bytes(g) for g, n in enumerate(plan_pages(model, config)))
 
@@ -87,6 +87,11 @@ class Engine:
         self._finalizer = weakref.finalize(self, _shut_down, self._worker, thread)
         thread.start()
 
+    @property
+    def limit_tokens(self) -> int:
+        """Longest prompt and answer together that this engine serves, in tokens."""
+        return min(self.context_tokens, self._worker.capacity_tokens)
+
     def submit(self, request: Request) -> TokenStream:
         """Start a request.
 
@@ -97,7 +102,7 @@ class Engine:
         self._check_ids("the prompt", np.asarray(request.prompt))
         self._check_ids("logit_bias", np.fromiter(request.sampling.logit_bias, dtype=np.int64))
         total = len(request.prompt) + request.max_tokens
-        limit = min(self.context_tokens, self._worker.capacity_tokens)
+        limit = self.limit_tokens
         if total > limit:
             raise ContextLengthError(
                 f"the prompt has {len(request.prompt)} tokens and up to {request.max_tokens} are "
@@ -141,7 +146,8 @@ class Engine:
 def _native_sampler() -> Sampler:
     from aperto.native import sample  # the C++ core: not loaded for those who bring their own
 
-    return sample
+    sampler: Sampler = sample
+    return sampler
 
 
 def _shut_down(worker: Worker, thread: threading.Thread) -> None:
