@@ -3,14 +3,17 @@ import dataclasses
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.tiny import write_tiny
 
 from aperto.config import LayerConfig, ModelConfig
+from aperto.formats import open_checkpoint
+from aperto.formats.packed import packed_bytes
 from aperto.measure.plan import (
     PAGE_TOKENS,
     bytes_by_kind,
     default_context,
-    gib,
     plan_memory,
+    readable_bytes,
     required_bytes,
     tensor_kind,
 )
@@ -126,6 +129,17 @@ def test_bytes_by_kind_sorts_largest_first():
     assert list(bytes_by_kind(tensors).items()) == [("head", 100), ("norms", 8)]
 
 
-def test_gib():
-    assert gib(3 * GIB // 2) == "1.50 GiB"
-    assert gib(2**20) == "1.0 MiB"
+def test_readable_bytes():
+    assert readable_bytes(3 * GIB // 2) == "1.50 GiB"
+    assert readable_bytes(2**20) == "1.0 MiB"
+    assert readable_bytes(1536) == "1.5 KiB"
+
+
+@pytest.mark.parametrize("precision", ["q8", "exact"])
+def test_planned_weights_are_what_packing_takes(tmp_path, precision):
+    checkpoint = open_checkpoint(write_tiny(tmp_path / "tiny", hidden=128, intermediate=128))
+    plan = plan_memory(checkpoint.config, precision=precision, context=64, available_bytes=GIB)
+    planned = sum(item.num_bytes for item in plan.items[:5])
+    # Packing pads rows to whole tiles: at these sizes only the 4 router rows, to 16 each layer.
+    padding = 2 * (16 - 4) * 128 * 2
+    assert packed_bytes(checkpoint, precision) == pytest.approx(planned, abs=padding)

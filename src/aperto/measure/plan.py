@@ -87,10 +87,10 @@ def _expert_values(config: ModelConfig, layer: LayerConfig) -> int:
 
 
 def _small_values(config: ModelConfig, layer: LayerConfig) -> int:
-    """Values of a layer kept in float32: norms, biases, sinks and the router."""
+    """Values of a layer kept in float32: norms, biases and sinks."""
     hidden = config.hidden_size
     attention = 2 * hidden + config.q_size + 2 * config.kv_size + config.num_attention_heads
-    router = layer.num_experts * (hidden + 1)
+    router = layer.num_experts
     return attention + hidden + router + layer.num_experts * (2 * config.intermediate_size + hidden)
 
 
@@ -98,13 +98,15 @@ def _weight_items(config: ModelConfig, precision: Precision) -> list[PlanItem]:
     experts = sum(_expert_values(config, layer) for layer in config.layers)
     attention = config.num_layers * config.hidden_size * 2 * (config.q_size + config.kv_size)
     vocab = 2 * config.vocab_size * config.hidden_size
+    routers = sum(layer.num_experts for layer in config.layers) * config.hidden_size
     small = config.hidden_size + sum(_small_values(config, layer) for layer in config.layers)
     stored = "Q8_0" if precision == "q8" else "bf16"
     return [
         PlanItem("experts", experts * MXFP4_BLOCK_BYTES // BLOCK, "MXFP4, as stored"),
         PlanItem("embedding and head", _dense_bytes(vocab, precision), stored),
         PlanItem("attention", _dense_bytes(attention, precision), stored),
-        PlanItem("norms, biases, routers", small * 4, "float32"),
+        PlanItem("routers", 2 * routers, "bf16"),
+        PlanItem("norms, biases", small * 4, "float32"),
     ]
 
 
@@ -182,11 +184,12 @@ def _longest_context(config: ModelConfig, precision: Precision, available_bytes:
     return low * PAGE_TOKENS
 
 
-def gib(num_bytes: int) -> str:
-    """A byte count for reading: GiB from 1 GiB on, MiB below."""
-    if num_bytes >= 2**30:
-        return f"{num_bytes / 2**30:.2f} GiB"
-    return f"{num_bytes / 2**20:.1f} MiB"
+def readable_bytes(num_bytes: int) -> str:
+    """A byte count for reading, in the unit of 1024 steps that suits it."""
+    for limit, unit, digits in ((2**30, "GiB", 2), (2**20, "MiB", 1)):
+        if num_bytes >= limit:
+            return f"{num_bytes / limit:.{digits}f} {unit}"
+    return f"{num_bytes / 2**10:.1f} KiB"
 
 
 def _advice(
@@ -205,9 +208,11 @@ def _advice(
     if precision == "exact":
         q8 = required_bytes(config, precision="q8", context=context)
         verdict = "fits" if q8 <= available_bytes else "does not fit either"
-        advice.append(f"--precision q8 needs {gib(q8)} and {verdict}")
+        advice.append(f"--precision q8 needs {readable_bytes(q8)} and {verdict}")
     missing = needed - available_bytes
-    advice.append(f"free {gib(missing)} of memory, or take a machine with that much more")
+    advice.append(
+        f"free {readable_bytes(missing)} of memory, or take a machine with that much more"
+    )
     return tuple(advice)
 
 
