@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Sequence
 
@@ -10,6 +11,7 @@ import numpy as np
 from aperto.config import LayerConfig, ModelConfig
 from aperto.engine.core import SampleResult
 from aperto.engine.sampling import SampleRow
+from aperto.tokenizer import Tokenizer
 
 U64 = np.uint64
 
@@ -159,3 +161,27 @@ def _draw(scores: np.ndarray, row: SampleRow) -> int:
     return int(
         order[min(int(np.searchsorted(total, share * total[-1], side="right")), len(order) - 1)]
     )
+
+
+class Script:
+    """A sampler that says a text, special tokens included, whatever the logits."""
+
+    def __init__(self, tokenizer: Tokenizer, text: str) -> None:
+        self._ids = self.ids(tokenizer, text)
+        self._starts: dict[SampleRow, int] = {}
+
+    @staticmethod
+    def ids(tokenizer: Tokenizer, text: str) -> list[int]:
+        ids: list[int] = []
+        for part in re.split(r"(<\|\w+\|>)", text):
+            is_special = part in tokenizer.special
+            ids += [tokenizer.special[part]] if is_special else tokenizer.encode(part)
+        return ids
+
+    def __call__(self, logits: np.ndarray, rows: Sequence[SampleRow]) -> list[SampleResult]:
+        results = sample(logits, rows)
+        for i, row in enumerate(rows):
+            start = self._starts.setdefault(row, row.position)
+            token = self._ids[(row.position - start) % len(self._ids)]
+            results[i] = (token, *results[i][1:])
+        return results
