@@ -162,7 +162,7 @@ def _question(prompt: str | None, prompt_option: str | None) -> str | None:
 def _run(
     name: str, question: str | None, settings: Settings, seed: int | None, *, as_json: bool
 ) -> None:
-    from aperto.cli.local import local_chat
+    from aperto.cli.local import load_local
     from aperto.cli.session import Asking, Session
 
     asking = Asking(
@@ -173,8 +173,8 @@ def _run(
         top_p=settings.top_p,
         max_tokens=settings.max_tokens or None,
     )
-    with local_chat(name, settings) as model:
-        session = Session(model, asking)
+    with load_local(name, settings) as model:
+        session = Session(model.conversations, asking)
         show_reasoning = settings.reasoning == "show"
         if question is None:
             _interactive(session, name, show_reasoning=show_reasoning)

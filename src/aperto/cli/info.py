@@ -12,6 +12,7 @@ import typer
 from aperto.cli.app import settings_of
 from aperto.cli.options import JsonOption, LogLevelOption, ModelArgument, PrecisionOption
 from aperto.cli.table import columns
+from aperto.errors import UsageError
 
 if TYPE_CHECKING:
     from aperto.config import ModelConfig, Precision
@@ -51,6 +52,10 @@ def info(
 
     checkpoint = open_checkpoint(resolve_model(model))
     config = checkpoint.config
+    if context is not None and context > config.max_context:
+        raise UsageError(
+            f"--context is {context}; this model holds at most {config.max_context} tokens"
+        )
     chosen: Precision = precision.value if precision else settings.precision
     plan = plan_memory(
         config,

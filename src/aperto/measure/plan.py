@@ -5,16 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable
-from typing import cast
 
 from aperto.config import EngineConfig, LayerConfig, ModelConfig, Precision
 from aperto.engine import default_context_tokens, plan_pages
-from aperto.engine.core import CoreModel
+from aperto.engine.memory import CacheShape
 
 BLOCK = 32  # values that share a scale, in MXFP4 and in Q8_0
 MXFP4_BLOCK_BYTES = 17  # 16 bytes of nibbles and one E8M0 scale
 Q8_BLOCK_BYTES = 34  # 32 int8 and one f16 scale
-PAGE_TOKENS = 32  # tokens of one KV page
+PAGE_TOKENS = CacheShape.page_tokens
 # Resident interpreter, libraries and tokenizer of a chat, measured at 190 MiB and rounded up.
 PROGRAM_BYTES = 256 * 2**20
 
@@ -110,38 +109,22 @@ def _weight_items(config: ModelConfig, precision: Precision) -> list[PlanItem]:
     ]
 
 
-class _Shape:
-    """What the engine's page planning asks of a model, known before it is loaded."""
-
-    page_tokens = PAGE_TOKENS
-
-    def __init__(self, config: ModelConfig, precision: Precision) -> None:
-        self.config = config
-        self.value_bytes, self.stored = (2, "f16") if precision == "q8" else (4, "f32")
-        layers = Counter(layer.window for layer in config.layers)
-        self.window_groups = tuple(sorted(layers))
-        self.num_layers = tuple(layers[window] for window in self.window_groups)
-
-    def page_bytes(self, group: int) -> int:
-        """Bytes of one page: keys and values of all layers of the group."""
-        values = PAGE_TOKENS * 2 * self.config.kv_size
-        return self.num_layers[group] * values * self.value_bytes
-
-
 def default_context(config: ModelConfig, precision: Precision) -> int:
     """Context in tokens that the engine keeps memory for where none is asked for."""
-    return default_context_tokens(cast(CoreModel, _Shape(config, precision)))
+    return default_context_tokens(CacheShape(config, precision))
 
 
 def _kv_items(config: ModelConfig, precision: Precision, context: int) -> list[PlanItem]:
-    shape = _Shape(config, precision)
-    pages = plan_pages(cast(CoreModel, shape), EngineConfig(context_tokens=context))
+    shape = CacheShape(config, precision)
+    pages = plan_pages(shape, EngineConfig(context_tokens=context))
+    stored = "f16" if precision == "q8" else "f32"
     items = []
     for group, window in enumerate(shape.window_groups):
         name = f"KV pages, window {window}" if window else "KV pages, whole context"
-        detail = f"{shape.num_layers[group]} layers x {pages[group]} pages of {PAGE_TOKENS} tokens"
+        num_layers = sum(layer.window == window for layer in config.layers)
+        detail = f"{num_layers} {'layer' if num_layers == 1 else 'layers'} x {pages[group]} pages of {shape.page_tokens} tokens"
         num_bytes = pages[group] * shape.page_bytes(group)
-        items.append(PlanItem(name, num_bytes, f"{detail}, {shape.stored}"))
+        items.append(PlanItem(name, num_bytes, f"{detail}, {stored}"))
     return items
 
 
