@@ -27,12 +27,15 @@ check: $(VENV)/.dev  ## style, types, layers, and documents that must match the 
 	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
 	$(BIN)/python scripts/check_isa_symbols.py build/$(WHEEL_TAG)
+	$(BIN)/python -m nanobind.stubgen --quiet --recursive -m aperto._native -O build/stubs
+	diff -r build/stubs/_native src/aperto/_native
 	$(BIN)/cog --check $(MARKDOWN)
 
 fix: $(VENV)/.dev  ## repair what `make check` can repair
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
+	$(BIN)/python -m nanobind.stubgen --quiet --recursive -m aperto._native -O src/aperto
 	$(BIN)/cog -r $(MARKDOWN)
 
 bench: $(VENV)/.installed  ## this machine's limits and how close the engine comes; MODEL=...

@@ -222,19 +222,19 @@ def probe_read_bandwidth(num_threads: int, seconds: float = 1.0) -> float:
 
     Takes a quarter of the free memory, at most 4 GiB, while it runs: far more than any cache.
     """
-    from aperto import _native
+    from aperto import native
 
     num_bytes = min(_BANDWIDTH_BYTES, max(_SMALLEST_BANDWIDTH_BYTES, available_bytes() // 4))
-    return float(_native.probe_read_bandwidth(num_bytes, num_threads, seconds))
+    return float(native.probe_read_bandwidth(num_bytes, num_threads, seconds))
 
 
 def probe_limits(num_threads: int, seconds: float = 1.0) -> Limits:
     """Measure memory and arithmetic, `seconds` each."""
-    from aperto import _native
+    from aperto import native
 
     return Limits(
         num_threads=num_threads,
         read_bytes_per_s=probe_read_bandwidth(num_threads, seconds),
-        int8_macs_per_s=float(_native.probe_int8_peak(num_threads, seconds)),
-        f32_macs_per_s=float(_native.probe_f32_peak(num_threads, seconds)),
+        int8_macs_per_s=float(native.probe_int8_peak(num_threads, seconds)),
+        f32_macs_per_s=float(native.probe_f32_peak(num_threads, seconds)),
     )

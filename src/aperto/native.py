@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from aperto import _native
+import aperto._native as _native
 from aperto.config import ModelConfig
 from aperto.errors import ConfigError
 
@@ -32,12 +32,16 @@ Logprobs are of the logits as given. A draw depends on its row's logits, setting
 log_sum_exp = _native.log_sum_exp
 """Log of the sum of exponentials of one row of logits, so that logprob = logit - this."""
 
-
-class SampleRow(Protocol):
-    """Settings and state of one draw; `aperto.engine.sampling.SampleRow` is the real one."""
-
-    temperature: float
-    position: int
+tiles_bytes = _native.tiles_bytes
+quantize_q8_0 = _native.quantize_q8_0
+quantize_q8_0_bf16 = _native.quantize_q8_0_bf16
+pack_q8 = _native.pack_q8
+pack_bf16 = _native.pack_bf16
+pack_f32 = _native.pack_f32
+pack_mxfp4 = _native.pack_mxfp4
+probe_read_bandwidth = _native.probe_read_bandwidth
+probe_int8_peak = _native.probe_int8_peak
+probe_f32_peak = _native.probe_f32_peak
 
 
 def isa_names() -> list[str]:
@@ -114,7 +118,5 @@ class Model:
         position. page_tables: one [num_seqs, max_pages] a window group. output_rows: [m].
         Raises ValueError for numbers out of range.
         """
-        logits: NDArray[np.float32] = self._core.forward(
-            cache, token_ids, positions, seq_idx, page_tables, output_rows
-        )
-        return logits
+        logits = self._core.forward(cache, token_ids, positions, seq_idx, page_tables, output_rows)
+        return cast("NDArray[np.float32]", logits)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aperto import _native
+from aperto import native
 from aperto.config import Precision
 from aperto.errors import DiskSpaceError, FormatError, TensorError, UsageError
 from aperto.formats.checkpoint import Checkpoint
@@ -45,6 +45,11 @@ _MAGIC = b"APERTOPK"
 _ALIGNMENT = 4096
 _CHUNK_ROWS = 2048
 _SUFFIX = ".packed"
+_PACK: dict[str, Callable[[Any, Any], None]] = {
+    "q8": native.pack_q8,
+    "bf16": native.pack_bf16,
+    "f32": native.pack_f32,
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -245,8 +250,8 @@ def _dense(checkpoint: Checkpoint, name: str, sources: list[str], precision: Pre
     shapes = [checkpoint.info(source).shape for source in sources]
     kind = _row_kind(checkpoint, sources, precision)
     width = shapes[0][1]
-    sizes = [_native.tiles_bytes(f"{kind}_tiles", rows, width) for rows, _ in shapes]
-    pack = {"q8": _native.pack_q8, "bf16": _native.pack_bf16, "f32": _native.pack_f32}[kind]
+    sizes = [native.tiles_bytes(f"{kind}_tiles", rows, width) for rows, _ in shapes]
+    pack = _PACK[kind]
 
     def parts() -> Iterator[_Part]:
         start = 0
@@ -259,8 +264,8 @@ def _dense(checkpoint: Checkpoint, name: str, sources: list[str], precision: Pre
                 ) -> None:
                     pack(_convert(tensor, begin, end, kind), target)
 
-                offset = start + _native.tiles_bytes(f"{kind}_tiles", begin, width)
-                nbytes = _native.tiles_bytes(f"{kind}_tiles", end - begin, width)
+                offset = start + native.tiles_bytes(f"{kind}_tiles", begin, width)
+                nbytes = native.tiles_bytes(f"{kind}_tiles", end - begin, width)
                 yield _Part(offset, nbytes, fill)
             start += size
 
@@ -276,7 +281,7 @@ def _experts(checkpoint: Checkpoint, name: str, num_experts: int) -> _Plan:
             "with `aperto convert` or aperto.formats.quantize_experts"
         )
     _, rows, width = info.shape
-    size = _native.tiles_bytes("mxfp4_tiles", rows, width)
+    size = native.tiles_bytes("mxfp4_tiles", rows, width)
     interleaved = name.endswith("gate_up")
 
     def parts() -> Iterator[_Part]:
@@ -286,7 +291,7 @@ def _experts(checkpoint: Checkpoint, name: str, num_experts: int) -> _Plan:
         for expert in range(num_experts):
 
             def fill(target: Bytes, expert: int = expert) -> None:
-                _native.pack_mxfp4(
+                native.pack_mxfp4(
                     np.ascontiguousarray(blocks[expert]),
                     np.ascontiguousarray(scales[expert]),
                     interleaved,
@@ -311,7 +316,7 @@ def _convert(tensor: Tensor, begin: int, end: int, kind: str) -> NDArray[Any]:
         if ((data & np.uint16(0x7F80)) == 0x7F80).any():
             _refuse(tensor)
         bits = np.ascontiguousarray(data)
-        return bits if kind == "bf16" else _quantized(bits, _native.quantize_q8_0_bf16)
+        return bits if kind == "bf16" else _quantized(bits, native.quantize_q8_0_bf16)
     if tensor.dtype == DType.Q8_0 and kind == "q8":
         scales = data[..., :2].copy().view(np.float16)
         if not np.isfinite(scales).all():
@@ -321,7 +326,7 @@ def _convert(tensor: Tensor, begin: int, end: int, kind: str) -> NDArray[Any]:
     values = np.ascontiguousarray(rows.to_float32())
     if not np.isfinite(values).all():
         _refuse(tensor)
-    return values if kind == "f32" else _quantized(values, _native.quantize_q8_0)
+    return values if kind == "f32" else _quantized(values, native.quantize_q8_0)
 
 
 def _quantized(values: NDArray[Any], quantize: Callable[[Any, Any], None]) -> Bytes:
@@ -433,7 +438,7 @@ def _write_parts(descriptor: int, plan: _Plan, offset: int, meter: _Meter) -> No
     def run(part: _Part) -> int:
         data = np.zeros(part.nbytes, np.uint8)
         part.fill(data)
-        view, at = memoryview(data), offset + part.offset
+        view, at = memoryview(data.data), offset + part.offset
         while view:
             written = os.pwrite(descriptor, view, at)
             view, at = view[written:], at + written

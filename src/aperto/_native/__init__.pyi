@@ -1,0 +1,99 @@
+"""The C++ core of aperto. Use it through aperto.native."""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import numpy
+from numpy.typing import NDArray
+
+from aperto._native import kernels as kernels
+
+
+PAGE_TOKENS: int = 32
+
+TILE_ROWS: int = 16
+
+def isa_names() -> list[str]:
+    """Instruction sets this CPU can run, best first."""
+
+def tiles_bytes(kind: str, rows: int, k: int) -> int:
+    """Bytes of a packed matrix [rows, k]."""
+
+def quantize_q8_0(values: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], blocks: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')]) -> None:
+    """Quantise [rows, k] floats to GGUF's Q8_0 blocks."""
+
+def quantize_q8_0_bf16(values: Annotated[NDArray[numpy.uint16], dict(shape=(None, None), order='C', device='cpu', writable=False)], blocks: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')]) -> None:
+    """Quantise [rows, k] bfloat16 bits to GGUF's Q8_0 blocks."""
+
+def pack_q8(blocks: Annotated[NDArray[numpy.uint8], dict(shape=(None, None, None), order='C', device='cpu', writable=False)], tiles: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')]) -> None:
+    """Q8_0 blocks [rows, k/32, 34] into tiles."""
+
+def pack_bf16(values: Annotated[NDArray[numpy.uint16], dict(shape=(None, None), order='C', device='cpu', writable=False)], tiles: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')]) -> None:
+    """bfloat16 bits [rows, k] into tiles."""
+
+def pack_f32(values: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], tiles: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')]) -> None:
+    """Floats [rows, k] into tiles."""
+
+def pack_mxfp4(blocks: Annotated[NDArray[numpy.uint8], dict(shape=(None, None, None), order='C', device='cpu', writable=False)], scales: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu', writable=False)], interleaved: bool, tiles: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')]) -> None:
+    """MXFP4 [rows, k/32, 16] and scales [rows, k/32] into tiles."""
+
+class KvCache:
+    """Pages of keys and values, one pool a window group."""
+
+    def copy_page(self, group: int, source: int, destination: int) -> None:
+        """Copy a page within its group."""
+
+    def num_pages(self, group: int) -> int:
+        """Pages of a window group."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes reserved for all pages."""
+
+class Model:
+    """The forward pass over packed weights."""
+
+    def __init__(self, config: object, tensors: dict, isa: str, num_threads: int, max_batch_tokens: int) -> None: ...
+
+    def forward(self, cache: KvCache, token_ids: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], positions: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], seq_idx: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], page_tables: Sequence[Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C', device='cpu', writable=False)]], output_rows: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> object:
+        """Run a batch; returns the logits [outputs, vocab] of its output rows."""
+
+    def new_cache(self, num_pages: Sequence[int], kind: str) -> KvCache:
+        """Allocate pages, one count a window group."""
+
+    def page_bytes(self, group: int, kind: str) -> int:
+        """Bytes of one page of a window group."""
+
+    @property
+    def config(self) -> object: ...
+
+    @property
+    def isa(self) -> str: ...
+
+    @property
+    def num_threads(self) -> int: ...
+
+    @property
+    def max_batch_tokens(self) -> int: ...
+
+def sample(logits: Annotated[NDArray[numpy.float32], dict(shape=(None, None), device='cpu', writable=False)], rows: Sequence) -> list[tuple[int, float, list[tuple[int, float]]]]:
+    """Draw a token for each row: (token id, logprob, [(id, logprob), ...])."""
+
+def log_sum_exp(logits: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> float:
+    """Log of the sum of exponentials of one row of logits."""
+
+def counter_uniform(seed: int, position: int) -> float:
+    """The number in [0, 1) behind a draw."""
+
+def probe_read_bandwidth(bytes: int, threads: int, seconds: float) -> float:
+    """
+    Best streaming read of all threads together over `bytes` of memory, in bytes/s.
+    """
+
+def probe_int8_peak(threads: int, seconds: float) -> float:
+    """Register-only 8-bit multiply-adds a second, all threads together."""
+
+def probe_f32_peak(threads: int, seconds: float) -> float:
+    """
+    Register-only float32 fused multiply-adds a second, all threads together.
+    """
