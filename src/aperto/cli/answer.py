@@ -57,7 +57,7 @@ class Answer:
         parts.append(f"first after {self.first_token_s:.2f} s")
         parts.append(f"seed {self.seed}")
         if self.finish_reason == "length":
-            parts.append("cut at the token limit")
+            parts.append("cut at the limit")
         return " · ".join(parts)
 
     def to_dict(self, *, model: str, effort: str) -> dict[str, Any]:

@@ -79,7 +79,7 @@ class TerminalScreen:
     def end(self, answer: Answer) -> None:
         """Close the answer and write the closing line."""
         self._close()
-        self._console.print(Text(answer.summary(), style="dim"))
+        self._console.print(Text(answer.summary() + "\n", style="dim"))
 
     def abort(self) -> None:
         """Close what is open."""

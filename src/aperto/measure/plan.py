@@ -122,7 +122,8 @@ def _kv_items(config: ModelConfig, precision: Precision, context: int) -> list[P
     for group, window in enumerate(shape.window_groups):
         name = f"KV pages, window {window}" if window else "KV pages, whole context"
         num_layers = sum(layer.window == window for layer in config.layers)
-        detail = f"{num_layers} {'layer' if num_layers == 1 else 'layers'} x {pages[group]} pages of {shape.page_tokens} tokens"
+        layers = "1 layer" if num_layers == 1 else f"{num_layers} layers"
+        detail = f"{layers} x {pages[group]} pages of {shape.page_tokens} tokens"
         num_bytes = pages[group] * shape.page_bytes(group)
         items.append(PlanItem(name, num_bytes, f"{detail}, {stored}"))
     return items
