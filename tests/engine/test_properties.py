@@ -71,7 +71,7 @@ def setups(draw: st.DrawFn) -> tuple[FakeModel, EngineConfig, tuple[int, ...]]:
     return model, config, num_pages
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(setup=setups(), script=arrivals())
 def test_every_request_gets_what_it_would_get_alone(setup, script):
     model, config, num_pages = setup

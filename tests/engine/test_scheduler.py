@@ -138,6 +138,22 @@ def test_the_youngest_yields_and_is_computed_again():
         assert drain(sequence) == drain(solo(r, model, 40))
 
 
+def test_who_lacked_a_page_and_left_does_not_keep_others_waiting():
+    model = FakeModel(windows=(0,), page_tokens=4)
+    config = EngineConfig(context_tokens=12, max_sequences=2, share_prefixes=False)
+    worker = make_worker(model, config, (3,))
+    worker.submit(request([1], max_tokens=5))
+    lacking = worker.submit(request([2], max_tokens=10))
+    waiting = worker.submit(request([3], max_tokens=1))
+    for _ in range(5):
+        step(worker)
+    assert worker.scheduler.running == [lacking]
+    assert lacking.channel.completion_tokens == 4  # its fifth found no page
+    worker.cancel(lacking)
+    run_until_idle(worker)
+    assert waiting.channel.finish_reason == "length"
+
+
 def test_evicted_pages_are_the_least_recently_used():
     model = FakeModel(windows=(0,), page_tokens=4)
     worker = make_worker(model, EngineConfig(context_tokens=40), (10,))

@@ -96,7 +96,9 @@ class Scheduler:
 
     def _admit(self) -> None:
         # While a running sequence lacks pages, a new one would only be sent back.
-        while self.waiting and self._free_rows and not self._is_stalled:
+        if self._is_stalled and self.running:
+            return
+        while self.waiting and self._free_rows:
             sequence = self.waiting[0]
             # One spare page for each running sequence: they grow, too.
             if not self.pages.admit(sequence, self._free_rows[-1], spare=len(self.running)):
