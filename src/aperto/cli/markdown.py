@@ -28,19 +28,20 @@ def _is_fence(line: str) -> bool:
 
 
 def finished_length(text: str) -> int:
-    """Length of the leading blocks that no further text can change.
+    """Length of the leading block, blank lines behind it included, once it cannot change; else 0.
 
     A block ends at a blank line outside a code fence that is followed by text without indent.
     """
-    finished = position = 0
-    fenced = after_blank = False
+    position = 0
+    fenced = after_blank = has_text = False
     for line in text.splitlines(keepends=True):
-        if after_blank and not fenced and not line[0].isspace():
-            finished = position
+        if has_text and after_blank and not fenced and not line[0].isspace():
+            return position
         fenced ^= _is_fence(line)
         after_blank = not line.strip()
+        has_text |= not after_blank
         position += len(line)
-    return finished
+    return 0
 
 
 def _with_line_breaks(text: str) -> str:
@@ -92,10 +93,9 @@ class MarkdownStream:
     def feed(self, text: str) -> None:
         """Take the next piece of text."""
         self._pending += printable(text)
-        finished = finished_length(self._pending)
-        if finished:
-            self._print(self._pending[:finished])
-            self._pending = self._pending[finished:]
+        while length := finished_length(self._pending):
+            self._print(self._pending[:length])
+            self._pending = self._pending[length:]
         if self._clock() - self._drawn_s >= REDRAW_S:
             self._redraw()
 
