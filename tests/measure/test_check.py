@@ -207,3 +207,10 @@ def test_references_made_from_the_golden_conversations_hold(checkpoint, forward)
     cases = check.make_references(forward, prompts[:2], ["q8"])
     references.write_references(checkpoint.path, cases)
     assert outcome(checkpoint, "logits", forward=forward).status == "PASS"
+
+
+def test_a_prompt_longer_than_a_batch_gives_the_logits_of_its_parts(forward):
+    ids, positions = [i % 384 for i in range(1200)], (3, 511, 512, 1199)
+    logits = forward("q8", "", ids, positions)
+    assert np.array_equal(logits[:2], forward("q8", "", ids[:512], (3, 511)))
+    assert not np.array_equal(logits[2], logits[3])

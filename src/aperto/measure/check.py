@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from aperto.config import PRECISIONS, Precision
+from aperto.config import PRECISIONS, EngineConfig, Precision
 from aperto.engine.core import CoreModel
 from aperto.engine.load import isa_names, load_model
 from aperto.errors import ApertoError
@@ -326,16 +326,22 @@ def reference_prompts(checkpoint: Checkpoint) -> list[list[int]]:
 def run_prompt(
     model: CoreModel, prompt_ids: Sequence[int], positions: Sequence[int]
 ) -> NDArray[np.float32]:
-    """Logits [positions, vocab] of one prompt, fed to the model in one batch."""
-    num_tokens = len(prompt_ids)
-    num_pages = -(-num_tokens // model.page_tokens)
+    """Logits [positions, vocab] of one prompt, fed to the model a batch at a time."""
+    ids, size = np.asarray(prompt_ids, np.int32), EngineConfig().max_batch_tokens
+    num_pages = -(-len(ids) // model.page_tokens)
     cache = model.new_cache([num_pages] * len(model.window_groups))
-    table = np.arange(num_pages, dtype=np.int32)[None]
-    return model.forward(
-        cache,
-        np.asarray(prompt_ids, np.int32),
-        np.arange(num_tokens, dtype=np.int32),
-        np.zeros(num_tokens, np.int32),
-        [table] * len(model.window_groups),
-        np.asarray(positions, np.int32),
-    )
+    tables = [np.arange(num_pages, dtype=np.int32)[None]] * len(model.window_groups)
+    logits = np.empty((len(positions), model.config.vocab_size), np.float32)
+    wanted = np.asarray(positions, np.int32)
+    for first in range(0, len(ids), size):
+        batch = ids[first : first + size]
+        rows = (wanted >= first) & (wanted < first + len(batch))
+        logits[rows] = model.forward(
+            cache,
+            batch,
+            np.arange(first, first + len(batch), dtype=np.int32),
+            np.zeros(len(batch), np.int32),
+            tables,
+            wanted[rows] - np.int32(first),
+        )
+    return logits
