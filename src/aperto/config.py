@@ -215,7 +215,7 @@ def _xdg_dir(variable: str, fallback: str) -> Path:
 
 
 def default_cache_dir() -> Path:
-    """Where pulled and packed models lie unless a setting says otherwise."""
+    """Where packed models lie unless a setting says otherwise."""
     return _xdg_dir("XDG_CACHE_HOME", ".cache")
 
 
@@ -261,7 +261,7 @@ class Settings:
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
     """How much is logged to standard error."""
     cache_dir: Path = dataclasses.field(default_factory=default_cache_dir)
-    """Folder of pulled and packed models."""
+    """Folder of packed models, a second copy of each large one (the hub keeps pulled ones)."""
     isa: str = ""
     """Instruction set of the kernels by name (reference, avx2, avx512); empty takes the best."""
     weights: Path | None = None
