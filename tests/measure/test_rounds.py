@@ -82,14 +82,14 @@ def test_without_depth(tmp_path: Path) -> None:
     assert set(round_.samples) == {"load", "decode 0", "prefill 8", "memory"}
 
 
-def test_arms_alternate_and_limits_are_probed_before_each(tmp_path: Path) -> None:
+def test_arms_alternate_and_limits_are_probed_before_and_after_each(tmp_path: Path) -> None:
     plan = Plan(vocab_size=100, prompts=(8,), depth=0, decode_tokens=4, samples=1)
     arms = [fake_arm("a", tmp_path / "a"), fake_arm("b", tmp_path / "b", speed=5.0)]
     steps: list[tuple[int, int]] = []
     probes: list[Limits] = []
 
     def probe() -> Limits:
-        probes.append(Limits(1, len(probes) + 1, 1, 1))
+        probes.append(Limits(1, [5, 1, 2, 6][len(probes) % 4], 1, 1))
         return probes[-1]
 
     def progress(done: int, total: int, what: str) -> None:
@@ -97,7 +97,8 @@ def test_arms_alternate_and_limits_are_probed_before_each(tmp_path: Path) -> Non
 
     rounds = run_rounds(arms, plan, 2, probe, progress)
     assert [one.arm for one in rounds] == ["a", "b", "a", "b"]
-    assert [one.limits.read_bytes_per_s for one in rounds] == [1, 2, 3, 4]
+    assert len(probes) == 8
+    assert [one.limits.read_bytes_per_s for one in rounds] == [5, 6, 5, 6], "the better of two"
     assert steps[0] == (0, 4) and steps[-1] == (4, 4) and steps == sorted(steps)
     first = len(entries(tmp_path / "a")) // 2
     assert entries(tmp_path / "a")[first][0] == "load", "a fresh process each time"

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from aperto.errors import EngineError
-from aperto.machine import Limits
+from aperto.machine import Limits, best_of
 
 WARM_PROMPT_TOKENS = 64
 WARM_DECODE_TOKENS = 16
@@ -73,7 +73,7 @@ class Round:
     engine: str
     """What the executor says it is: version, instruction set."""
     limits: Limits
-    """The machine just before."""
+    """The better of the machine just before and just after: clouds' memory drifts."""
     samples: Samples
 
 
@@ -151,7 +151,7 @@ def run_rounds(
     probe: Callable[[], Limits],
     progress: Callable[[int, int, str], None],
 ) -> list[Round]:
-    """Measure each arm `repeats` times in turn, with the machine's limits probed before each.
+    """Measure each arm `repeats` times in turn, the machine's limits probed before and after each.
 
     progress is called with (arms finished, arms in all, what comes next).
     """
@@ -165,16 +165,21 @@ def run_rounds(
                 progress(len(rounds), total, f"{where}, {what}")
 
             step("limits")
-            limits = probe()
-            rounds.append(measure(arm, plan, limits, step, seed=repeat))
+            before = probe()
+            engine, samples = measure(arm, plan, step, seed=repeat)
+            step("limits")
+            rounds.append(Round(arm.name, engine, best_of(before, probe()), samples))
     progress(total, total, "done")
     return rounds
 
 
 def measure(
-    arm: Arm, plan: Plan, limits: Limits, step: Callable[[str], None], seed: int = 0
-) -> Round:
-    """Measure one arm in a fresh process; the same seed gives every arm the same token ids."""
+    arm: Arm, plan: Plan, step: Callable[[str], None], seed: int = 0
+) -> tuple[str, Samples]:
+    """Measure one arm in a fresh process; return what it says it is, and the samples.
+
+    The same seed gives every arm the same token ids.
+    """
     source = random.Random(seed)
     samples: Samples = {}
 
@@ -210,7 +215,7 @@ def measure(
             step("engine")
             answer = child.run("generate", ids=ids(1), tokens=plan.decode_tokens * plan.samples)
             samples["engine"] = [answer["tokens"] / answer["seconds"]]
-    return Round(arm.name, str(loaded["engine"]), limits, samples)
+    return str(loaded["engine"]), samples
 
 
 def _missing(plan: Plan, child: Child) -> int:
