@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.oracle.precision import SHAPES, measure
+from tests.oracle.precision import SHAPES, measure, script
+from tests.tiny import write_tiny
 
 PAGE = (Path(__file__).parents[2] / "docs" / "precision.md").read_text()
 
@@ -33,3 +34,17 @@ def test_agreement_is_bounded_and_reported(name: str) -> None:
     if SHAPES[name].get("experts") == 1:
         num_layers = len(SHAPES[name].get("windows", (8, 0)))
         assert agreement.kl.mean() < KL_A_LAYER * (num_layers + 1)
+
+
+def test_the_script_prints_a_row_for_a_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = write_tiny(tmp_path / "model", tokenizer=True)
+    text = tmp_path / "text.txt"
+    text.write_text("the answer to the question " * 200)
+    script.main([str(model), "--text", str(text), "--tokens", "300"])
+    header, _, row = capsys.readouterr().out.splitlines()
+    assert header.startswith("| model | text | tokens |")
+    assert row.startswith(f"| {model} | text.txt | 300 | 0.0")
+    with pytest.raises(SystemExit, match=r"error: .*nothing"):
+        script.main([str(model), "--text", str(tmp_path / "nothing.txt")])
