@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -102,6 +103,15 @@ def test_arms_alternate_and_limits_are_probed_before_and_after_each(tmp_path: Pa
     assert steps[0] == (0, 4) and steps[-1] == (4, 4) and steps == sorted(steps)
     first = len(entries(tmp_path / "a")) // 2
     assert entries(tmp_path / "a")[first][0] == "load", "a fresh process each time"
+
+
+def test_an_arm_that_keeps_its_state_fills_its_cache_once(tmp_path: Path) -> None:
+    plan = Plan(vocab_size=100, prompts=(8,), depth=24, decode_tokens=4, samples=1)
+    arm = dataclasses.replace(fake_arm("a", tmp_path / "a"), keeps_state=True)
+    run_rounds([arm], plan, 3, lambda: LIMITS, quiet)
+    done = [entry[0] for entry in entries(tmp_path / "a")]
+    assert done.count("save") == 1 and done.count("restore") == 2
+    assert done.count("feed") == 3 * 2 + 1, "warm-up and prompt each time, the depth once"
 
 
 def test_every_arm_gets_the_same_tokens(tmp_path: Path) -> None:

@@ -184,7 +184,8 @@ def _own_arm(
 
 def _llama_arm(name: str, python: Path, file: Path, num_threads: int) -> Arm:
     script = Path(__file__).with_name("peer_llama.py")
-    return Arm(name, (str(python), str(script)), {"path": str(file), "threads": num_threads})
+    load = {"path": str(file), "threads": num_threads}
+    return Arm(name, (str(python), str(script)), load, keeps_state=True)
 
 
 def _peer_python(against: str, python: Path | None) -> Path:

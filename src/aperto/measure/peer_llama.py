@@ -6,6 +6,7 @@ Reads one JSON command a line from standard input and answers each with one JSON
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import sys
@@ -73,6 +74,23 @@ class Executor:
         for token in ids:
             self._run([token])
         return {"seconds": time.perf_counter() - start}
+
+    def save(self, path: str) -> dict[str, Any]:
+        """Store the cache in a file."""
+        none = (llama_cpp.llama_token * 1)()
+        if not llama_cpp.llama_state_seq_save_file(self.context, path.encode(), 0, none, 0):
+            raise SystemExit(f"llama.cpp cannot store its cache in {path}")
+        return {}
+
+    def restore(self, path: str) -> dict[str, Any]:
+        """Replace the cache by a stored one."""
+        self.clear()
+        none, count = (llama_cpp.llama_token * 1)(), ctypes.c_size_t(0)
+        if not llama_cpp.llama_state_seq_load_file(
+            self.context, path.encode(), 0, none, 1, ctypes.byref(count)
+        ):
+            raise SystemExit(f"llama.cpp cannot read its cache from {path}")
+        return {}
 
     def _run(self, ids: list[int]) -> None:
         tokens = (llama_cpp.llama_token * len(ids))(*ids)  # the batch only points to it

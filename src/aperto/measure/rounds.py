@@ -1,13 +1,14 @@
 """Rounds of measuring: every arm in a fresh process, alone on the machine, warmed after loading.
 
 An arm is an executor: a program that reads one JSON command a line and answers each with one JSON
-line (load, clear, feed, decode, generate). What is timed, and in which order, is decided here, the
-same for every arm.
+line (load, clear, feed, decode; generate, save and restore where it can). What is timed, and in
+which order, is decided here, the same for every arm.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import random
 import subprocess
@@ -63,6 +64,8 @@ class Arm:
     """Arguments of its load command, besides `context`."""
     has_engine: bool = False
     """Whether it answers `generate`."""
+    keeps_state: bool = False
+    """Whether it answers `save` and `restore`: a slow arm fills its cache to `depth` only once."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -157,8 +160,8 @@ def run_rounds(
     """
     rounds: list[Round] = []
     total = repeats * len(arms)
-    for repeat in range(repeats):
-        for arm in arms:
+    with tempfile.TemporaryDirectory() as folder:
+        for repeat, arm in itertools.product(range(repeats), arms):
             where = f"round {repeat + 1} of {repeats}: {arm.name}"
 
             def step(what: str, where: str = where) -> None:
@@ -166,7 +169,7 @@ def run_rounds(
 
             step("limits")
             before = probe()
-            engine, samples = measure(arm, plan, step, seed=repeat)
+            engine, samples = measure(arm, plan, step, repeat, Path(folder) / f"{arm.name}.state")
             step("limits")
             rounds.append(Round(arm.name, engine, best_of(before, probe()), samples))
     progress(total, total, "done")
@@ -174,11 +177,12 @@ def run_rounds(
 
 
 def measure(
-    arm: Arm, plan: Plan, step: Callable[[str], None], seed: int = 0
+    arm: Arm, plan: Plan, step: Callable[[str], None], seed: int, state: Path
 ) -> tuple[str, Samples]:
     """Measure one arm in a fresh process; return what it says it is, and the samples.
 
-    The same seed gives every arm the same token ids.
+    The same seed gives every arm the same token ids. `state` is where an arm that keeps its state
+    puts it.
     """
     source = random.Random(seed)
     samples: Samples = {}
@@ -208,7 +212,7 @@ def measure(
             samples[f"prefill {tokens}"] = [speed("feed", tokens)]
         if plan.depth:
             step(f"decode at {plan.depth}")
-            child.run("feed", ids=ids(_missing(plan, child)))
+            _fill(child, arm, plan, state, ids)
             samples[f"decode {plan.depth}"] = decode()
         samples["memory"] = [float(child.peak_bytes())]
         if arm.has_engine:
@@ -218,10 +222,14 @@ def measure(
     return str(loaded["engine"]), samples
 
 
-def _missing(plan: Plan, child: Child) -> int:
-    """Tokens to feed until the cache holds `depth`, going on from the last prompt where it fits."""
+def _fill(child: Child, arm: Arm, plan: Plan, state: Path, ids: Callable[[int], list[int]]) -> None:
+    """Fill the cache to `depth`: from the stored state, or on from the last prompt, or afresh."""
+    if state.exists():
+        child.run("restore", path=str(state))
+        return
     last = plan.prompts[-1] if plan.prompts else plan.depth
-    if last < plan.depth:
-        return plan.depth - last
-    child.run("clear")
-    return plan.depth
+    if last >= plan.depth:
+        child.run("clear")
+    child.run("feed", ids=ids(plan.depth - last if last < plan.depth else plan.depth))
+    if arm.keeps_state:
+        child.run("save", path=str(state))
