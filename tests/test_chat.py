@@ -155,6 +155,29 @@ def test_repairs_are_passed_through(say):
     assert collect(iter(events)).repairs
 
 
+def test_words_put_into_the_users_mouth_end_the_turn(say):
+    invented = "<|channel|>final<|message|>Yes.<|end|><|start|>user<|message|>And now?<|return|>"
+    events = list(say(invented).stream(HELLO))
+    assert "".join(e.text for e in events if isinstance(e, TextDelta)) == "Yes."
+    assert any(isinstance(e, Repair) and e.kind == "role" for e in events)
+    assert isinstance(events[-1], Done) and events[-1].finish_reason == "stop"
+
+
+def test_reasoning_of_ended_turns_is_not_shown_again(say):
+    turn = [
+        Message(Role.ASSISTANT, "secret", channel=ANALYSIS),
+        Message(Role.ASSISTANT, "Yes.", channel=FINAL),
+    ]
+    asked = Message(Role.USER, "Sure?")
+    called = Message(Role.ASSISTANT, "{}", channel="commentary", recipient="functions.f")
+    again = Conversation(
+        (*HELLO, *turn, asked, Message(Role.ASSISTANT, "Hm", channel=ANALYSIS), called)
+    )
+    text = TOKENIZER.decode(say(ANSWERS).prompt_ids(again))
+    assert "secret" not in text
+    assert "Hm" in text
+
+
 def test_an_answer_cut_by_the_limit_says_so(say):
     answer = collect(say(THINKS + ANSWERS).stream(HELLO, ChatOptions(max_tokens=3)))
     assert answer.finish_reason == "length"

@@ -137,7 +137,8 @@ class Chat:
         self, conversation: Conversation, options: ChatOptions | None = None
     ) -> list[int]:
         """The ids that `stream` would submit."""
-        return render(_prepared(conversation, options or ChatOptions()), self.tokenizer)
+        prepared = _prepared(conversation, options or ChatOptions())
+        return render(prepared, self.tokenizer, history="ended")
 
     def _answer(
         self, conversation: Conversation, options: ChatOptions
@@ -235,7 +236,7 @@ class _Turn:
         self._reasoning_tokens = 0
         self._is_call = False
         self.is_over = False
-        """Whether a stop string was met: no more tokens are wanted."""
+        """Whether no more tokens are wanted: a stop string, or words put into others' mouths."""
 
     def feed(self, token: Token) -> list[ChatEvent]:
         """The events of one token."""
@@ -251,7 +252,8 @@ class _Turn:
         if not self.is_over:
             for event in self._parser.close():
                 events += self._filter(event)
-        return [*events, _done(stream, self._stops.found, self._reasoning_tokens, self._is_call)]
+        done = _done(stream, self, self._stops.found, self._reasoning_tokens, self._is_call)
+        return [*events, done]
 
     def _filter(self, event: Event) -> list[ChatEvent]:
         if self.is_over:
@@ -259,6 +261,9 @@ class _Turn:
         if isinstance(event, TextDelta) and event.channel == FINAL:
             return self._final_text(event.text)
         if isinstance(event, MessageStart):
+            if event.role is not Role.ASSISTANT:
+                self.is_over = True
+                return [TurnEnd("end_of_stream")]
             self._channel = event.channel
         elif isinstance(event, MessageEnd):
             held = self._release()
@@ -308,13 +313,19 @@ class _Text:
     def close(self, stream: TokenStream) -> list[ChatEvent]:
         """The events after the last token."""
         text = "" if self.is_over else self._stops.feed(self._utf8.close()) + self._stops.flush()
-        done = _done(stream, self._stops.found, 0, False)
+        done = _done(stream, self, self._stops.found, 0, False)
         return [TextDelta(None, text), done] if text else [done]
 
 
-def _done(stream: TokenStream, stop: str | None, reasoning_tokens: int, is_call: bool) -> Done:
+def _done(
+    stream: TokenStream,
+    reader: _Turn | _Text,
+    stop: str | None,
+    reasoning_tokens: int,
+    is_call: bool,
+) -> Done:
     reason: Literal["stop", "call", "length", "cancelled"]
-    if stop is not None:
+    if reader.is_over:
         reason = "stop"
     elif is_call:
         reason = "call"
