@@ -14,7 +14,8 @@ BLOCK = 32  # values that share a scale, in MXFP4 and in Q8_0
 MXFP4_BLOCK_BYTES = 17  # 16 bytes of nibbles and one E8M0 scale
 Q8_BLOCK_BYTES = 34  # 32 int8 and one f16 scale
 PAGE_TOKENS = CacheShape.page_tokens
-# Resident interpreter, libraries and tokenizer of a chat, measured at 190 MiB and rounded up.
+# Resident beside weights, pages and activations: 170 MiB measured in a chat with the full
+# vocabulary (Python 3.11), rounded up.
 PROGRAM_BYTES = 256 * 2**20
 
 

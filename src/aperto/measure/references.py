@@ -79,7 +79,7 @@ def tensor_sha256(tensor: Tensor) -> str:
     for array in (tensor.data, tensor.scales):
         if array is not None:
             for part in array if array.ndim > 2 else [array]:  # experts may be strided views
-                digest.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8))
+                digest.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
