@@ -2,7 +2,7 @@ import io
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -52,6 +52,7 @@ def cut(text, places):
     return [text[a:b] for a, b in itertools.pairwise(edges)]
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 10_000), max_size=30))
 def test_the_screen_shows_the_same_however_the_text_arrives(places):
     assert drawn(cut(TEXT, places)) == drawn([TEXT])
@@ -63,6 +64,7 @@ BLOCKS = st.lists(
 ).map("".join)
 
 
+@settings(deadline=None)
 @given(BLOCKS, BLOCKS)
 def test_finished_blocks_do_not_change_with_more_text(text, more):
     finished = finished_length(text)

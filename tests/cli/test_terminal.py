@@ -49,7 +49,7 @@ class Terminal:
         os.close(slave)
         self.seen = ""
 
-    def expect(self, pattern, timeout_s=15):
+    def expect(self, pattern, timeout_s=90):
         end = time.monotonic() + timeout_s
         while not (found := re.search(pattern, self.seen)):
             ready, _, _ = select.select([self.master], [], [], max(0, end - time.monotonic()))
@@ -72,14 +72,14 @@ class Terminal:
         os.write(self.master, text.encode())
 
     def wait(self):
-        end = time.monotonic() + 30
+        end = time.monotonic() + 90
         while self.process.poll() is None and time.monotonic() < end:
             if select.select([self.master], [], [], 0.05)[0]:
                 try:
                     self._answer(os.read(self.master, 65536))
                 except OSError:
                     break
-        return self.process.wait(timeout=10)
+        return self.process.wait(timeout=90)
 
     def close(self):
         if self.process.poll() is None:

@@ -1,7 +1,7 @@
 import dataclasses
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.tiny import write_tiny
 
@@ -73,6 +73,7 @@ def test_exact_that_does_not_fit_names_q8():
     )
 
 
+@settings(deadline=None)
 @given(
     context=st.integers(1, 131072),
     more=st.integers(0, 4096),
@@ -84,6 +85,7 @@ def test_memory_never_shrinks_with_the_context(context, more, precision):
     )
 
 
+@settings(deadline=None)
 @given(available=st.integers(11 * GIB, 24 * GIB))
 def test_longest_context_fits_and_one_page_more_does_not(available):
     longest = plan_20b(available_bytes=available).longest_context
