@@ -87,7 +87,7 @@ def assert_greedy_tokens_agree(weights: Weights, oracles: dict[str, Any]) -> Non
     An oracle that is fed our tokens and would choose the same one at each of them is an oracle
     that generates the same text.
     """
-    model = weights.model("exact", threads=2)
+    model = weights.model("exact")
     prompt = random_ids(model, 10, 12)
     session = Session(model, [np.zeros(210, np.int32)], pages=7, seed=0)
     text = session.texts[0]
