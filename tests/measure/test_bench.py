@@ -59,7 +59,7 @@ def test_a_run_against_a_peer(tiny: Path, tmp_path: Path) -> None:
         "memory read",
         "int8 peak",
         "float32 peak",
-        "load, files resident",
+        "load to first token",
         "decode, empty",
         "prefill 16",
         "decode at 32",
@@ -76,7 +76,7 @@ def test_a_run_against_a_peer(tiny: Path, tmp_path: Path) -> None:
     assert decode.of_limit == pytest.approx(30 / decode.limit)
     assert rows["prefill 16"].limit == prefill_limit(config, "q8", 16, Limits(1, 1e9, 2e9, 3e9))
     assert rows["engine, empty"].peer_values == ()
-    assert rows["load, files resident"].limit is None
+    assert rows["load to first token"].limit is None
     assert report.peer == "llama.cpp (fake 1)"
     assert steps[0] == "round 1 of 2: aperto, limits" and steps[-1] == "done"
 

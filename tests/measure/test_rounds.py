@@ -39,6 +39,7 @@ def test_one_round_in_order(tmp_path: Path) -> None:
     (round_,) = run_rounds([arm], plan, 1, lambda: LIMITS, quiet)
     assert entries(tmp_path / "log") == [
         ["load", 0, {"path": "model", "context": 80}],
+        ["decode", 1, {}],
         ["feed", 64, {}],
         ["decode", 16, {}],
         ["clear", 0, {}],
@@ -57,7 +58,7 @@ def test_one_round_in_order(tmp_path: Path) -> None:
     memory = round_.samples.pop("memory")
     assert 1e6 < memory[0] < 1e9, "a Python interpreter"
     assert round_.samples == {
-        "load": [2.0],
+        "load": [2.1],  # and a token at 10 tokens/s
         "decode 0": [10.0, 10.0],
         "prefill 8": [10.0],
         "prefill 16": [10.0],

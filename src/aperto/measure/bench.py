@@ -245,7 +245,7 @@ def peer_gguf(
 
 _UNITS = {"load": ("s", 1.0), "memory": ("GiB", 2.0**-30)}
 _TITLES = {
-    "load": "load, files resident",
+    "load": "load to first token",
     "memory": "peak memory",
     "engine": "engine, empty",
     "decode 0": "decode, empty",
