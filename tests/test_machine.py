@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from aperto import machine
+from aperto import machine, native
 
 MEMINFO = "MemTotal:       24000000 kB\nMemFree:        1000000 kB\nMemAvailable:   20000000 kB\n"
 X86 = """processor\t: 0
@@ -120,3 +120,38 @@ def test_disk_of_a_path_that_does_not_exist_yet(tmp_path: Path) -> None:
     missing = machine.disk_free_bytes(tmp_path / "not" / "yet")
     # Other processes write to the same disk between the two calls.
     assert there > 0 and abs(there - missing) < 10e9
+
+
+def test_the_better_of_two_measurements_counts() -> None:
+    first, second = machine.Limits(2, 5.0, 6.0, 7.0), machine.Limits(2, 6.0, 5.0, 8.0)
+    assert machine.best_of(first, second) == machine.Limits(2, 6.0, 6.0, 8.0)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_probes_measure_something(threads: int) -> None:
+    # No CPU that runs this reads a byte or multiplies at more than 10^16 a second.
+    assert 0 < native.probe_read_bandwidth(1 << 20, threads, 0.01) < 1e16
+    assert 0 < native.probe_int8_peak(threads, 0.01) < 1e16
+    assert 0 < native.probe_f32_peak(threads, 0.01) < 1e16
+
+
+def test_limits_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_BANDWIDTH_BYTES", 1 << 20)
+    monkeypatch.setattr(machine, "_SMALLEST_BANDWIDTH_BYTES", 1 << 20)
+    limits = machine.probe_limits(2, 0.01)
+    assert limits.num_threads == 2
+    assert min(limits.read_bytes_per_s, limits.int8_macs_per_s, limits.f32_macs_per_s) > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((1 << 20, 0, 1.0), "num_threads is 0"),
+        ((1 << 20, 1, 0.0), "seconds is 0"),
+        ((1 << 20, 1, 61.0), "seconds is 61"),
+        ((8, 2, 0.01), "bytes is 8"),
+    ],
+)
+def test_probes_refuse_nonsense(arguments: tuple[int, int, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        native.probe_read_bandwidth(*arguments)

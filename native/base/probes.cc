@@ -121,14 +121,14 @@ __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq"))) uint64_t f32_avx51
 // What AVX2 kernels have: pairs of products to 16 bits, pairs of those to 32, then an addition.
 __attribute__((target("avx2,fma"))) uint64_t int8_avx2(uint64_t rounds) {
   volatile int seed = 0x01020304;
-  const __m256i a = _mm256_set1_epi32(seed), ones = _mm256_set1_epi16(1);
-  __m256i factors[kChains], sums[kChains];
-  for (int i = 0; i < kChains; ++i) factors[i] = sums[i] = _mm256_set1_epi32(i);
+  const __m256i ones = _mm256_set1_epi16(1), b = _mm256_set1_epi32(seed);
+  __m256i a = _mm256_set1_epi32(seed);
+  __m256i sums[kChains];
+  for (int i = 0; i < kChains; ++i) sums[i] = _mm256_set1_epi32(i);
   for (uint64_t round = 0; round < rounds; ++round) {
     for (int i = 0; i < kChains; ++i) {
-      // Opaque to the optimiser, which would lift the loop-invariant products out.
-      asm("" : "+x"(factors[i]));
-      const __m256i pairs = _mm256_maddubs_epi16(a, factors[i]);
+      asm("" : "+x"(a));  // else the optimiser lifts the products, always the same, out
+      const __m256i pairs = _mm256_maddubs_epi16(a, b);
       sums[i] = _mm256_add_epi32(sums[i], _mm256_madd_epi16(pairs, ones));
     }
   }
