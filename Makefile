@@ -12,7 +12,7 @@ WHEEL_TAG = $(shell ls build | grep '^cp' | head -n 1)
 .PHONY: chat test test-full check fix bench sanitize wheel nano-score clean
 
 chat: $(VENV)/.installed  ## talk to the embedded model; PROMPT="..." answers once
-	@$(BIN)/aperto chat nano $(if $(PROMPT),--prompt '$(subst ','\'',$(PROMPT))')
+	@$(BIN)/aperto chat nano $(if $(PROMPT),--prompt '$(subst ','\'',$(PROMPT))' </dev/null)
 
 test: $(VENV)/.dev  ## what CI runs; under 15 minutes on 2 cores
 	$(BIN)/python -m pytest -m "not long and not weights"

@@ -1,7 +1,7 @@
 """Every error that aperto raises on purpose.
 
     ApertoError
-    ├── UsageError                  the caller asked for something that does not exist or does not fit
+    ├── UsageError                  what was asked for does not exist or does not fit
     │   ├── ModelNotFoundError      a name or path that resolves to no model
     │   ├── ConfigError             a configuration value that is unknown or out of range
     │   └── MissingExtraError       an optional package is not installed; carries the install line

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import mmap
 import os
 import re
@@ -23,9 +24,10 @@ from numpy.typing import NDArray
 from aperto import native
 from aperto.config import Precision
 from aperto.errors import DiskSpaceError, FormatError, TensorError, UsageError
-from aperto.formats.checkpoint import Checkpoint
+from aperto.formats.checkpoint import Checkpoint, TensorSource
 from aperto.formats.disk import free_bytes
 from aperto.formats.names import layer_name
+from aperto.formats.requantize import QuantizedExperts, quantize_experts
 from aperto.formats.tensor import DType, Tensor
 
 Bytes = NDArray[np.uint8]
@@ -40,6 +42,8 @@ SMALL_BYTES = 256 << 20
 """Models up to this size are packed in memory at each load: no file is worth it."""
 SHORT_BYTES = 10 << 30
 """Less free space than this after writing counts as short, and is asked about."""
+
+_log = logging.getLogger(__name__)
 
 _MAGIC = b"APERTOPK"
 _ALIGNMENT = 4096
@@ -109,17 +113,23 @@ def open_packed(
 
     Models over 256 MiB get a file in `cache_dir`/packed. When less than 10 GiB would stay free,
     `confirm` is asked; without it, or when it declines, DiskSpaceError is raised with the numbers.
+    Plain experts, as fine-tunes store them, are quantised to MXFP4, and the error is logged.
     Raises TensorError for weights that are not finite.
     """
-    plans = list(_plan(checkpoint, precision))
+    source = quantize_experts(checkpoint)
+    plans = list(_plan(source, precision))
     total = sum(plan.nbytes for plan in plans)
     if total <= SMALL_BYTES:
-        return PackedWeights(_pack_in_memory(plans, progress), None, total)
-    path = _cache_path(checkpoint, precision, cache_dir)
-    if not path.is_file():
-        _require_space(path, total, confirm)
-        _write(path, plans, checkpoint, precision, progress)
-    return PackedWeights(_map(path, plans), path, total)
+        packed = PackedWeights(_pack_in_memory(plans, progress), None, total)
+    else:
+        path = _cache_path(checkpoint, precision, cache_dir)
+        if not path.is_file():
+            _require_space(path, total, confirm)
+            _write(path, plans, checkpoint, precision, progress)
+        packed = PackedWeights(_map(path, plans), path, total)
+    if isinstance(source, QuantizedExperts) and source.errors:
+        _log.warning("%s: %s", checkpoint.path, source.notes[-1])
+    return packed
 
 
 def is_packed(checkpoint: Checkpoint, precision: Precision, cache_dir: Path) -> bool:
@@ -129,7 +139,7 @@ def is_packed(checkpoint: Checkpoint, precision: Precision, cache_dir: Path) -> 
 
 def packed_bytes(checkpoint: Checkpoint, precision: Precision) -> int:
     """Bytes the packed weights take in memory, and on disk if they are cached."""
-    return sum(plan.nbytes for plan in _plan(checkpoint, precision))
+    return sum(plan.nbytes for plan in _plan(quantize_experts(checkpoint), precision))
 
 
 def list_entries(cache_dir: Path) -> list[CacheEntry]:
@@ -167,9 +177,9 @@ def remove(cache_dir: Path, name: str) -> list[CacheEntry]:
 # --- what is packed how --------------------------------------------------------------------------
 
 
-def _plan(checkpoint: Checkpoint, precision: Precision) -> Iterator[_Plan]:
-    yield _rows(checkpoint, precision)
-    for index, layer in enumerate(checkpoint.config.layers):
+def _plan(tensors: TensorSource, precision: Precision) -> Iterator[_Plan]:
+    yield _rows(tensors, precision)
+    for index, layer in enumerate(tensors.config.layers):
         for packed, suffix in (
             ("attn.norm", "attn.norm.weight"),
             ("attn.out.bias", "attn.out.bias"),
@@ -178,40 +188,40 @@ def _plan(checkpoint: Checkpoint, precision: Precision) -> Iterator[_Plan]:
             ("moe.router.bias", "moe.router.bias"),
             ("moe.down.bias", "moe.down.bias"),
         ):
-            yield _floats(checkpoint, layer_name(index, packed), [layer_name(index, suffix)])
+            yield _floats(tensors, layer_name(index, packed), [layer_name(index, suffix)])
         biases = [layer_name(index, f"attn.{part}.bias") for part in "qkv"]
-        yield _floats(checkpoint, layer_name(index, "attn.qkv.bias"), biases)
-        yield _gate_up_bias(checkpoint, index)
+        yield _floats(tensors, layer_name(index, "attn.qkv.bias"), biases)
+        yield _gate_up_bias(tensors, index)
         weights = [layer_name(index, f"attn.{part}.weight") for part in "qkv"]
-        yield _dense(checkpoint, layer_name(index, "attn.qkv"), weights, precision)
+        yield _dense(tensors, layer_name(index, "attn.qkv"), weights, precision)
         out = layer_name(index, "attn.out")
-        yield _dense(checkpoint, out, [f"{out}.weight"], precision)
+        yield _dense(tensors, out, [f"{out}.weight"], precision)
         router = layer_name(index, "moe.router")
-        yield _dense(checkpoint, router, [f"{router}.weight"], "exact")
+        yield _dense(tensors, router, [f"{router}.weight"], "exact")
         for part in ("moe.gate_up", "moe.down"):
-            yield _experts(checkpoint, layer_name(index, part), layer.num_experts)
-    yield _floats(checkpoint, "norm", ["norm.weight"])
-    yield _dense(checkpoint, "head", ["head.weight"], precision)
+            yield _experts(tensors, layer_name(index, part), layer.num_experts)
+    yield _floats(tensors, "norm", ["norm.weight"])
+    yield _dense(tensors, "head", ["head.weight"], precision)
 
 
-def _floats(checkpoint: Checkpoint, name: str, sources: list[str]) -> _Plan:
-    sizes = [int(np.prod(checkpoint.info(source).shape)) * 4 for source in sources]
+def _floats(tensors: TensorSource, name: str, sources: list[str]) -> _Plan:
+    sizes = [int(np.prod(tensors.info(source).shape)) * 4 for source in sources]
 
     def parts() -> Iterator[_Part]:
-        values = [checkpoint.tensor(source).to_float32().ravel() for source in sources]
+        values = [tensors.tensor(source).to_float32().ravel() for source in sources]
         data = np.concatenate(values).view(np.uint8)
         yield _Part(0, data.nbytes, lambda target: np.copyto(target, data))
 
     return _Plan(name, "f32", sum(sizes), parts)
 
 
-def _gate_up_bias(checkpoint: Checkpoint, index: int) -> _Plan:
+def _gate_up_bias(tensors: TensorSource, index: int) -> _Plan:
     """Biases in the order of the packed rows: 16 of gate, 16 of up, and so on."""
     source = layer_name(index, "moe.gate_up.bias")
-    experts, rows = checkpoint.info(source).shape
+    experts, rows = tensors.info(source).shape
 
     def parts() -> Iterator[_Part]:
-        bias = checkpoint.tensor(source).to_float32()
+        bias = tensors.tensor(source).to_float32()
         tiles = bias.reshape(experts, rows // 32, 16, 2).swapaxes(2, 3)
         data = np.ascontiguousarray(tiles).reshape(-1).view(np.uint8)
         yield _Part(0, data.nbytes, lambda target: np.copyto(target, data))
@@ -219,22 +229,22 @@ def _gate_up_bias(checkpoint: Checkpoint, index: int) -> _Plan:
     return _Plan(source, "f32", experts * rows * 4, parts)
 
 
-def _row_kind(checkpoint: Checkpoint, sources: list[str], precision: Precision) -> str:
+def _row_kind(tensors: TensorSource, sources: list[str], precision: Precision) -> str:
     if precision == "q8":
         return "q8"
-    bf16 = all(checkpoint.info(source).dtype == DType.BF16 for source in sources)
+    bf16 = all(tensors.info(source).dtype == DType.BF16 for source in sources)
     return "bf16" if bf16 else "f32"
 
 
-def _rows(checkpoint: Checkpoint, precision: Precision) -> _Plan:
+def _rows(tensors: TensorSource, precision: Precision) -> _Plan:
     """The embedding, row by row as it is looked up."""
     source = "embedding.weight"
-    rows, width = checkpoint.info(source).shape
-    kind = _row_kind(checkpoint, [source], precision)
+    rows, width = tensors.info(source).shape
+    kind = _row_kind(tensors, [source], precision)
     row_bytes = {"q8": width // 32 * 34, "bf16": width * 2, "f32": width * 4}[kind]
 
     def parts() -> Iterator[_Part]:
-        tensor = checkpoint.tensor(source)
+        tensor = tensors.tensor(source)
         for begin, end in _chunks(rows):
 
             def fill(target: Bytes, begin: int = begin, end: int = end) -> None:
@@ -245,10 +255,10 @@ def _rows(checkpoint: Checkpoint, precision: Precision) -> _Plan:
     return _Plan("embedding", f"{kind}_rows", rows * row_bytes, parts)
 
 
-def _dense(checkpoint: Checkpoint, name: str, sources: list[str], precision: Precision) -> _Plan:
+def _dense(tensors: TensorSource, name: str, sources: list[str], precision: Precision) -> _Plan:
     """Matrices of one width, one above the other, in tiles."""
-    shapes = [checkpoint.info(source).shape for source in sources]
-    kind = _row_kind(checkpoint, sources, precision)
+    shapes = [tensors.info(source).shape for source in sources]
+    kind = _row_kind(tensors, sources, precision)
     width = shapes[0][1]
     sizes = [native.tiles_bytes(f"{kind}_tiles", rows, width) for rows, _ in shapes]
     pack = _PACK[kind]
@@ -256,7 +266,7 @@ def _dense(checkpoint: Checkpoint, name: str, sources: list[str], precision: Pre
     def parts() -> Iterator[_Part]:
         start = 0
         for source, (rows, _), size in zip(sources, shapes, sizes, strict=True):
-            tensor = checkpoint.tensor(source)
+            tensor = tensors.tensor(source)
             for begin, end in _chunks(rows):
 
                 def fill(
@@ -272,20 +282,15 @@ def _dense(checkpoint: Checkpoint, name: str, sources: list[str], precision: Pre
     return _Plan(name, f"{kind}_tiles", sum(sizes), parts)
 
 
-def _experts(checkpoint: Checkpoint, name: str, num_experts: int) -> _Plan:
+def _experts(tensors: TensorSource, name: str, num_experts: int) -> _Plan:
     source = f"{name}.weight"
-    info = checkpoint.info(source)
-    if info.dtype != DType.MXFP4:
-        raise UsageError(
-            f"{checkpoint.path}: {source} is {info.dtype}; expected MXFP4 experts; quantise them "
-            "with `aperto convert` or aperto.formats.quantize_experts"
-        )
+    info = tensors.info(source)
     _, rows, width = info.shape
     size = native.tiles_bytes("mxfp4_tiles", rows, width)
     interleaved = name.endswith("gate_up")
 
     def parts() -> Iterator[_Part]:
-        tensor = checkpoint.tensor(source)
+        tensor = tensors.tensor(source)
         blocks, scales = tensor.data, tensor.scales
         assert scales is not None
         for expert in range(num_experts):
