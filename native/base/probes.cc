@@ -43,18 +43,16 @@ void run_threads(int num_threads, const Body& body) {
 // --- Memory ---------------------------------------------------------------------------------
 
 constexpr size_t kWordsALine = 8;
-// One stream leaves the line-fill buffers idle at every page end; four overlap them.
-constexpr size_t kStreams = 4;
+// Lines asked for ahead of the loads: hardware prefetchers stop at page ends, this one does not.
+// 16 measured best of 0, 16 and 64, and better than two to eight streams at once.
+constexpr size_t kLinesAhead = 16;
 
-// Reads [words, words + count) once; count is a multiple of kStreams * kWordsALine.
+// Reads [words, words + count) once; count is a multiple of kWordsALine.
 uint64_t read_once(const uint64_t* words, size_t count) {
-  const size_t step = count / kStreams;
   uint64_t sums[kWordsALine] = {};
-  for (size_t i = 0; i < step; i += kWordsALine) {
-    for (size_t stream = 0; stream < kStreams; ++stream) {
-      const uint64_t* line = words + stream * step + i;
-      for (size_t word = 0; word < kWordsALine; ++word) sums[word] += line[word];
-    }
+  for (size_t i = 0; i < count; i += kWordsALine) {
+    __builtin_prefetch(words + std::min(i + kLinesAhead * kWordsALine, count - 1));
+    for (size_t word = 0; word < kWordsALine; ++word) sums[word] += words[i + word];
   }
   uint64_t total = 0;
   for (uint64_t sum : sums) total += sum;
@@ -193,9 +191,9 @@ double measure_peak(Peak peak, int num_threads, double seconds) {
 
 double probe_read_bandwidth(size_t bytes, int num_threads, double seconds) {
   check_arguments(num_threads, seconds);
-  const size_t grain = kStreams * kWordsALine;
-  const size_t slice = bytes / sizeof(uint64_t) / num_threads / grain * grain;
-  check(slice > 0, "bytes is ", bytes, "; expected at least ", num_threads * grain * 8);
+  const size_t slice = bytes / sizeof(uint64_t) / num_threads / kWordsALine * kWordsALine;
+  check(slice > 0, "bytes is ", bytes, "; expected at least 64 for each of ", num_threads,
+        " threads");
   AlignedBuffer<uint64_t> buffer(slice * num_threads);
   double best = 0;
   bool more = true;
