@@ -13,7 +13,6 @@ embedding, and the router sees it through independent rows.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -29,7 +28,7 @@ from aperto.errors import ApertoError
 from aperto.formats import Layout, TokenizerSource, names, write_checkpoint
 from aperto.formats.q8 import BLOCK_BYTES, encode_q8_0
 from aperto.formats.tensor import BLOCK, DType, Tensor, TensorInfo, bf16_to_float32, num_bytes
-from aperto.tokenizer import Tokenizer
+from aperto.tokenizer import write_bundled
 
 Q8_CHUNK_VALUES = 1 << 23
 """Values re-quantised at a time, to bound the temporaries."""
@@ -159,16 +158,6 @@ def requantize(bits: NDArray[np.uint16]) -> NDArray[np.uint8]:
     return blocks
 
 
-def vocabulary(config: ModelConfig, folder: Path) -> TokenizerSource:
-    """Return o200k_harmony as a tokenizer.json in `folder`; nothing for another vocabulary size."""
-    tokenizer = Tokenizer.bundled()
-    if tokenizer.vocab_size != config.vocab_size:
-        return TokenizerSource("bundled")
-    file = folder / "tokenizer.json"
-    file.write_text(json.dumps(tokenizer.to_hf()))
-    return TokenizerSource("hf", path=file)
-
-
 def write(config: ModelConfig, layout: Layout, out: Path, seed: int) -> None:
     """Write the checkpoint with a progress bar, tensor by tensor.
 
@@ -184,7 +173,7 @@ def write(config: ModelConfig, layout: Layout, out: Path, seed: int) -> None:
             weights,
             out,
             layout,
-            tokenizer_from=vocabulary(config, Path(folder)),
+            tokenizer_from=write_bundled(Path(folder), config.vocab_size),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
 

@@ -73,8 +73,10 @@ class RopeConfig:
 
     def _ramp_end(self, half: int, rotations: float) -> float:
         """Index of the pair that turns this often over the original context."""
-        return half * math.log(self.original_context / (rotations * 2 * math.pi)) / math.log(
-            self.theta
+        return (
+            half
+            * math.log(self.original_context / (rotations * 2 * math.pi))
+            / math.log(self.theta)
         )
 
 

@@ -14,31 +14,15 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import tiktoken
 
 from aperto.errors import ConfigError, FormatError, UnsupportedError, UsageError
-
-if TYPE_CHECKING:
-    from aperto.formats.checkpoint import TokenizerSource
+from aperto.formats.checkpoint import TokenizerSource
+from aperto.formats.vocabulary import PATTERN
 
 T = TypeVar("T")
-
-PATTERN = "|".join(
-    (
-        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*"
-        r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
-        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+"
-        r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
-        r"\p{N}{1,3}",
-        r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
-        r"\s*[\r\n]+",
-        r"\s+(?!\S)",
-        r"\s+",
-    )
-)
-"""How o200k cuts text into pieces before merging."""
 
 BUNDLED_SHA256 = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"
 """Hash of the unpacked o200k_base ranks shipped in the package."""
@@ -416,3 +400,15 @@ def _splits(ranks: Mapping[bytes, int], token: bytes) -> list[tuple[bytes, bytes
 def _added_token(text: str, token_id: int) -> dict[str, Any]:
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {"id": token_id, "content": text, **flags, "special": True}
+
+
+def write_bundled(folder: Path, vocab_size: int) -> TokenizerSource | None:
+    """Write the bundled o200k_harmony as `folder`/tokenizer.json, for layouts that must carry it.
+
+    Returns None for a model with another vocabulary size, which is not o200k_harmony's.
+    """
+    if vocab_size != _BUNDLED_VOCAB_SIZE:
+        return None
+    file = folder / "tokenizer.json"
+    file.write_text(json.dumps(Tokenizer.bundled().to_hf()))
+    return TokenizerSource("hf", path=file)

@@ -6,6 +6,7 @@ from tests.tiny import write_tiny
 from aperto.formats import open_checkpoint
 from aperto.formats.hub import ModelEntry
 from aperto.measure.references import MANIFEST, REFERENCES
+from aperto.tokenizer import Tokenizer
 
 
 @pytest.fixture
@@ -79,6 +80,15 @@ def test_convert(aperto, model, tmp_path, layout):
     result = aperto("convert", str(model), str(out), "--layout", layout)
     assert result.exit_code == 0, result.output
     assert open_checkpoint(out).layout == layout
+
+
+@pytest.mark.parametrize("layout", ["hf", "gguf"])
+def test_convert_gives_the_original_layout_its_vocabulary(aperto, tmp_path, layout):
+    source = write_tiny(tmp_path / "m", layout="openai", vocab=201088, hidden=32, windows=(8,))
+    out = tmp_path / ("out.gguf" if layout == "gguf" else "out")
+    assert aperto("convert", str(source), str(out), "--layout", layout).exit_code == 0
+    tokenizer = Tokenizer.from_checkpoint(open_checkpoint(out).tokenizer_source())
+    assert tokenizer.encode("Hello world") == Tokenizer.bundled().encode("Hello world")
 
 
 def test_convert_reports_the_error_of_plain_experts(aperto, tmp_path):

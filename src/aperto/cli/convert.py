@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -58,13 +59,22 @@ def convert(
     from aperto.formats.hub import resolve_model
     from aperto.formats.requantize import QuantizedExperts, quantize_experts
     from aperto.formats.write import write_checkpoint
+    from aperto.tokenizer import write_bundled
 
     model = quantize_experts(open_checkpoint(resolve_model(source)))
-    with byte_progress(f"writing {destination.name}") as progress:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        byte_progress(f"writing {destination.name}") as progress,
+    ):
+        # The original layout has no vocabulary of its own, the other two must carry one.
+        bundled = model.tokenizer_source().kind == "bundled" and layout.value != "openai"
         write_checkpoint(
             model,
             destination,
             layout.value,
+            tokenizer_from=write_bundled(Path(folder), model.config.vocab_size)
+            if bundled
+            else None,
             dense=DType(dense.value) if dense else None,
             progress=progress,
         )

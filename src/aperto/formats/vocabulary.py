@@ -12,8 +12,7 @@ from aperto.formats.jsonfile import read_object
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 
-# How o200k cuts text into pieces before merging.
-_PIECES = "|".join(
+PATTERN = "|".join(
     (
         r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*"
         r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
@@ -26,6 +25,7 @@ _PIECES = "|".join(
         r"\s+",
     )
 )
+"""How o200k cuts text into pieces before merging."""
 
 
 def as_lists(source: TokenizerSource, vocab_size: int) -> TokenizerSource:
@@ -95,7 +95,7 @@ def tokenizer_json(source: TokenizerSource) -> str:
     }
     split = {
         "type": "Split",
-        "pattern": {"Regex": _PIECES},
+        "pattern": {"Regex": PATTERN},
         "behavior": "Isolated",
         "invert": False,
     }
