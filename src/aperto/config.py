@@ -159,6 +159,11 @@ class ModelConfig:
                 )
         if self.head_dim % 16:
             raise ConfigError(f"head_dim is {self.head_dim}; expected a multiple of 16")
+        if self.q_size % 32:
+            raise ConfigError(
+                f"num_attention_heads x head_dim is {self.num_attention_heads} x {self.head_dim}; "
+                "expected a product that is a multiple of 32, the block length of activations"
+            )
         for index, layer in enumerate(self.layers):
             if layer.window < 0:
                 raise ConfigError(f"layer {index}: window is {layer.window}; expected >= 0")
