@@ -1,0 +1,1 @@
+"""Changing models: a readable torch twin, training and export. Needs `aperto[adapt]`."""

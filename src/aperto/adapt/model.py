@@ -1,0 +1,261 @@
+"""The torch twin: gpt-oss in reading order, for training and for checking the native core.
+
+Parameter names are the canonical names of `aperto.formats`, so a state dict and a checkpoint
+hold the same keys. Expert weights are dense [expert, row, column] tensors whose values MXFP4
+may or may not hold; whoever trains decides when to round them.
+
+The residual stream is float32; everything else has the dtype of the parameters.
+
+Letters in shapes: B rows of a batch, T tokens of a row, N = B * T, H hidden, V vocabulary,
+Q query heads, K key/value heads, D head width, E experts, I width inside an expert.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from aperto.config import LayerConfig, ModelConfig, RopeConfig
+from aperto.formats import Checkpoint
+
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+class RMSNorm(nn.Module):
+    """Scale each vector to unit root mean square, in float32, then by a learned weight."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last axis of `x` [..., H]; the result has the dtype of the weight."""
+        full = x.float()
+        scale = torch.rsqrt(full.square().mean(-1, keepdim=True) + self.eps)
+        return (full * scale * self.weight.float()).to(self.weight.dtype)
+
+
+def rope_frequencies(rope: RopeConfig, head_dim: int) -> tuple[Tensor, float]:
+    """Angle per position of each of the D/2 pairs (float64), and the YaRN concentration."""
+    pairs = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
+    frequencies = rope.theta**-pairs
+    if rope.factor <= 1.0:
+        return frequencies, 1.0
+
+    def pair_with(rotations: float) -> float:
+        """Index of the pair that turns `rotations` times over the original context."""
+        period = rope.original_context / (rotations * 2 * math.pi)
+        return head_dim / 2 * math.log(period) / math.log(rope.theta)
+
+    low, high = pair_with(rope.beta_fast), pair_with(rope.beta_slow)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    index = torch.arange(head_dim // 2, dtype=torch.float64)
+    stretched = ((index - low) / max(high - low, 1e-3)).clamp(0, 1)
+    frequencies = frequencies / rope.factor * stretched + frequencies * (1 - stretched)
+    return frequencies, 0.1 * math.log(rope.factor) + 1.0
+
+
+def rope_tables(config: ModelConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [..., D/2] in float32 for integer `positions` [...]."""
+    frequencies, concentration = rope_frequencies(config.rope, config.head_dim)
+    angles = positions.double()[..., None] * frequencies.to(positions.device)
+    return (angles.cos() * concentration).float(), (angles.sin() * concentration).float()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the two halves of each head of `x` [B, heads, T, D] by cos, sin [B, 1, T, D/2]."""
+    first, second = x.float().chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), -1).to(x.dtype)
+
+
+def attention_mask(window: int, segments: Tensor) -> Tensor:
+    """Who may see whom, [B, 1, T, T] boolean, for `segments` [B, T] packed into rows.
+
+    A token sees itself and earlier tokens of its own segment, the last `window` of them
+    (itself included) where `window` is not 0.
+    """
+    steps = torch.arange(segments.shape[1], device=segments.device)
+    distance = steps[:, None] - steps[None, :]
+    seen = distance >= 0
+    if window:
+        seen &= distance < window
+    return (seen & (segments[:, :, None] == segments[:, None, :]))[:, None]
+
+
+def softmax_with_sinks(scores: Tensor, sinks: Tensor, mask: Tensor) -> Tensor:
+    """Softmax of `scores` [B, Q, T, S] where `mask` [B, 1, T, S] holds, and of one sink a head.
+
+    The sinks' own shares are dropped, so a row sums to less than 1. Computed in float32.
+    """
+    full = scores.float().masked_fill(~mask, -1e30)
+    sink = sinks.float()[None, :, None, None]
+    top = torch.maximum(full.amax(-1, keepdim=True), sink)
+    shares = torch.exp(full - top)
+    return (shares / (shares.sum(-1, keepdim=True) + torch.exp(sink - top))).to(scores.dtype)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor, mask: Tensor) -> Tensor:
+    """Attention with sinks: q [B, Q, T, D], k and v [B, K, S, D], sinks [Q], mask [B, 1, T, S].
+
+    The Q / K heads that share a key are stacked, so that keys and values are never repeated.
+    """
+    batch, heads, steps, width = q.shape
+    stacked = q.reshape(batch, k.shape[1], -1, width) / math.sqrt(width)
+    scores = (stacked @ k.transpose(-1, -2)).view(batch, heads, steps, -1)
+    shares = softmax_with_sinks(scores, sinks, mask)
+    return (shares.view(batch, k.shape[1], -1, k.shape[2]) @ v).view(q.shape)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with biases, sinks and, where the layer has one, a window."""
+
+    def __init__(self, config: ModelConfig, layer: LayerConfig) -> None:
+        super().__init__()
+        hidden, self.head_dim, self.window = config.hidden_size, config.head_dim, layer.window
+        self.norm = RMSNorm(hidden, config.rms_norm_eps)
+        self.q = nn.Linear(hidden, config.q_size)
+        self.k = nn.Linear(hidden, config.kv_size)
+        self.v = nn.Linear(hidden, config.kv_size)
+        self.out = nn.Linear(config.q_size, hidden)
+        self.sinks = nn.Parameter(torch.zeros(config.num_attention_heads))
+
+    def heads(self, x: Tensor) -> Tensor:
+        """[B, T, heads * D] -> [B, heads, T, D]."""
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, attend: Attend) -> Tensor:
+        """x [B, T, H] -> what attention adds to it."""
+        t = self.norm(x)
+        q = rotate(self.heads(self.q(t)), cos, sin)
+        k = rotate(self.heads(self.k(t)), cos, sin)
+        mixed = attend(q, k, self.heads(self.v(t)), self.sinks, mask)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+def swiglu(pairs: Tensor, limit: float) -> Tensor:
+    """gpt-oss's clamped SwiGLU, in float32 inside; [M, 2I] (even gate, odd up) -> [M, I]."""
+    gate = pairs[:, 0::2].float().clamp(max=limit)
+    up = pairs[:, 1::2].float().clamp(-limit, limit)
+    return (gate * torch.sigmoid(1.702 * gate) * (up + 1)).to(pairs.dtype)
+
+
+def combine(rows: Tensor, logits: Tensor) -> Tensor:
+    """Sum of the k expert outputs of each token, `rows` [N * k, H] -> [N, H] in float32.
+
+    Weighted by the softmax of its k router `logits` [N, k].
+    """
+    shares = logits.softmax(-1)[..., None]
+    return (rows.view(*logits.shape, -1).float() * shares).sum(1)
+
+
+class ExpertLinear(nn.Module):
+    """One weight [E, out, in] and bias [E, out] an expert."""
+
+    def __init__(self, num_experts: int, rows: int, columns: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(num_experts, rows, columns))
+        self.bias = nn.Parameter(torch.zeros(num_experts, rows))
+
+    def forward(self, x: Tensor, counts: list[int]) -> Tensor:
+        """x [M, in], sorted by expert, `counts` rows each -> [M, out]."""
+        parts = zip(x.split(counts), self.weight, self.bias, strict=True)
+        return torch.cat([nn.functional.linear(rows, w, b) for rows, w, b in parts])
+
+
+class Moe(nn.Module):
+    """Mixture of experts: the k best by router logit, weighted by a softmax over those k."""
+
+    def __init__(self, config: ModelConfig, layer: LayerConfig) -> None:
+        super().__init__()
+        hidden, inner = config.hidden_size, config.intermediate_size
+        self.limit, self.top_k = config.swiglu_limit, layer.experts_per_token
+        self.norm = RMSNorm(hidden, config.rms_norm_eps)
+        self.router = nn.Linear(hidden, layer.num_experts)
+        self.gate_up = ExpertLinear(layer.num_experts, 2 * inner, hidden)
+        self.down = ExpertLinear(layer.num_experts, hidden, inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, T, H] -> what the experts add to it."""
+        t = self.norm(x).flatten(0, 1)
+        logits, chosen = self.router(t).float().topk(self.top_k, dim=-1)  # [N, k]
+        order = chosen.flatten().argsort(stable=True)  # the N * k pairs, by expert
+        counts = chosen.flatten().bincount(minlength=self.router.out_features).tolist()
+        pairs = self.gate_up(t.index_select(0, order // self.top_k), counts)
+        rows = self.down(swiglu(pairs, self.limit), counts)
+        back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=t.device))
+        return combine(rows.index_select(0, back), logits).view(x.shape)
+
+
+class Layer(nn.Module):
+    """Attention, then experts; each adds to the residual stream."""
+
+    def __init__(self, config: ModelConfig, layer: LayerConfig) -> None:
+        super().__init__()
+        self.attn = Attention(config, layer)
+        self.moe = Moe(config, layer)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, attend: Attend) -> Tensor:
+        """One layer of the residual stream x [B, T, H]."""
+        x = x + self.attn(x, cos, sin, mask, attend)
+        return x + self.moe(x)
+
+
+class GptOss(nn.Module):
+    """A whole gpt-oss model."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config, layer) for layer in config.layers)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> GptOss:
+        """The model of a checkpoint, in float32, with its experts dequantised."""
+        model = cls(checkpoint.config)
+        state = {
+            name: torch.from_numpy(checkpoint.tensor(name).to_float32().copy())
+            for name in checkpoint.names()
+        }
+        model.load_state_dict(state)
+        return model
+
+    def forward(
+        self, token_ids: Tensor, segments: Tensor | None = None, attend: Attend = attend
+    ) -> Tensor:
+        """Logits [B, T, V] of `token_ids` [B, T]; `segments` as in `hidden`."""
+        logits: Tensor = self.head(self.norm(self.hidden(token_ids, segments, attend)))
+        return logits
+
+    def hidden(
+        self, token_ids: Tensor, segments: Tensor | None = None, attend: Attend = attend
+    ) -> Tensor:
+        """The residual stream [B, T, H] after the last layer, for `token_ids` [B, T].
+
+        `segments` [B, T] numbers the texts packed into a row, each a run of equal numbers:
+        none sees another, and positions start at 0 in each. Left out, a row is one text.
+        """
+        if segments is None:
+            segments = torch.zeros_like(token_ids)
+        cos, sin = rope_tables(self.config, positions_within(segments))
+        masks = {w: attention_mask(w, segments) for w in {c.window for c in self.config.layers}}
+        x: Tensor = self.embedding(token_ids).float()
+        for layer, settings in zip(self.layers, self.config.layers, strict=True):
+            x = layer(x, cos[:, None], sin[:, None], masks[settings.window], attend)
+        return x
+
+
+def positions_within(segments: Tensor) -> Tensor:
+    """Distance of each token from the first of its run in `segments` [B, T]."""
+    steps = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
+    starts = torch.zeros_like(segments, dtype=torch.bool)
+    starts[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    return steps - torch.where(starts, steps, 0).cummax(dim=1).values
