@@ -91,7 +91,7 @@ def list_models() -> list[ModelEntry]:
 
 def nano_path() -> Path:
     """Folder of the embedded model; it may be missing in a source tree."""
-    return Path(str(importlib.resources.files("aperto"))) / NANO
+    return Path(str(importlib.resources.files("aperto").joinpath(NANO)))
 
 
 def _cache_folder() -> Path:
