@@ -54,7 +54,7 @@ CONFIG = ModelConfig(
 class Schedule:
     """The whole recipe in numbers."""
 
-    steps: int = 1800
+    steps: int = 6000
     """Optimiser steps."""
     micro_batches: int = 4
     """Micro-batches of a step."""
@@ -64,7 +64,7 @@ class Schedule:
     """Tokens of a row."""
     warmup: int = 50
     """Steps over which the learning rates rise."""
-    drill: float = 0.12
+    drill: float = 0.05
     """Share of the steps that use the drill mix."""
     flat: float = 0.5
     """Share of the steps after which the learning rates fall, linearly to 1 %."""
