@@ -355,6 +355,21 @@ def streams(draw: st.DrawFn) -> list[int]:
     return list(itertools.chain.from_iterable(draw(parts)))
 
 
+def test_an_unknown_channel_of_a_speaker_that_turns_out_to_be_the_assistant(
+    tokenizer: Tokenizer,
+) -> None:
+    parser = StreamParser(tokenizer, Role.ASSISTANT)
+    marker = tokenizer.special_id
+    name = tokenizer.encode("<|start|>")
+    channel = tokenizer.encode("assistant")
+    for token in (marker("<|start|>"), *name, marker("<|channel|>"), *channel):
+        parser.feed(token)
+    parser.feed(marker("<|message|>"))
+    parser.close()
+    assert [message.channel for message in parser.messages] == [ANALYSIS]
+    assert RepairKind.UNKNOWN_CHANNEL in [repair.kind for repair in parser.repairs]
+
+
 @examples(500)
 @given(streams(), st.sampled_from([Role.ASSISTANT, None]))
 def test_no_stream_raises_and_events_are_well_formed(

@@ -160,6 +160,10 @@ class _Reader:
         self._settle_bare()
         header = self.header
         if header.role is Role.ASSISTANT:
+            if header.channel is not None and header.channel not in CHANNELS:
+                # It was left alone while another role seemed to speak.
+                self.repair(RepairKind.UNKNOWN_CHANNEL, header.channel)
+                header.channel, self._guessed = ANALYSIS, True
             if self._guessed and header.recipient:
                 header.channel = COMMENTARY
             if header.channel is None:
