@@ -120,7 +120,7 @@ def test_a_chat_from_question_to_goodbye(terminal):
     chat.expect(r"effort high")
     chat.send("/nonsense\r")
     chat.expect(r"error: unknown command /nonsense")
-    chat.expect(r"> ")  # between two input lines, Ctrl-D would be the terminal's own and lost
+    chat.expect(r">")  # between two input lines, Ctrl-D would be the terminal's own and lost
     chat.send("\x04")
     assert chat.wait() == 0
 
