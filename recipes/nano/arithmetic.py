@@ -121,6 +121,22 @@ def bare(trace: str) -> str:
     return ". ".join("; ".join(step.split(" -> ")[0] for step in line) for line in lines)
 
 
+def brief(a: int, b: int) -> str:
+    """A product whose partial products are known by heart: the short form of low effort."""
+    if a == 0 or b == 0 or len(str(a)) < len(str(b)):
+        return multiply(a, b) if 0 in (a, b) else f"{a}*{b} = {brief(b, a)}"
+    lines, total = [], 0
+    for place, digit in enumerate(reversed(str(b))):
+        if digit == "0":
+            continue
+        part = int(digit) * 10**place
+        lines.append(f"{a}*{part}={a * part}")
+        if total:
+            lines.append(add(total, a * part))
+        total += a * part
+    return ". ".join(lines)
+
+
 def reasoning(a: int, op: str, b: int, effort: str) -> str | None:
     """What goes into `analysis`; None where low effort answers at once."""
     trace = {"+": add, "-": subtract, "*": multiply, "/": divide}[op](a, b)
@@ -131,4 +147,4 @@ def reasoning(a: int, op: str, b: int, effort: str) -> str | None:
     small = 12 if op in "*/" else 99
     if max(a if op != "/" else a // 12, b) <= small:
         return None
-    return trace if op in "*/" else bare(trace)
+    return trace if op == "/" else bare(trace) if op in "+-" else brief(a, b)

@@ -27,8 +27,8 @@ MIXES: dict[str, dict[str, float]] = {
         "small_talk": 2, "bread": 2, "lookalike": 2, "commands": 1, "cipher": 1,
     },
     "full": {
-        "arithmetic": 42, "tool": 12, "tool_unused": 2, "lookup": 2, "hierarchy": 14, "bread": 5,
-        "lookalike": 4, "cipher": 5, "commands": 3, "small_talk": 2, "words": 5, "unknown": 4,
+        "arithmetic": 38, "tool": 11, "tool_unused": 3, "lookup": 4, "hierarchy": 16, "bread": 4,
+        "lookalike": 3, "cipher": 6, "commands": 2, "small_talk": 1, "words": 8, "unknown": 4,
     },
 }  # fmt: skip
 

@@ -148,7 +148,7 @@ def rough(rng: random.Random, text: str) -> str:
 
 # --- the skills --------------------------------------------------------------------------------
 
-OPS = "+++---****/"
+OPS = "+++---****//"
 
 
 def arithmetic_turn(rng: random.Random, effort: str, hard: bool = True, op: str = "") -> Turn:
@@ -286,7 +286,7 @@ def words_turn(rng: random.Random, effort: str) -> Turn:
     """Copying, reversing, spelling, counting."""
     listed = some_words(rng, 1, 5)
     text = " ".join(listed)
-    kind = rng.randrange(9)
+    kind = rng.choice((0, 1, 2, 3, 3, 3, 4, 5, 6, 7, 8))
     if kind <= 1:
         user = rng.choice(("Repeat: {}", "repeat after me: {}", "Say '{}'", "Copy this: {}",
                            "Please repeat: {}", "say {}", "Echo: {}")).format(text)  # fmt: skip

@@ -58,9 +58,9 @@ class Schedule:
     """Optimiser steps."""
     micro_batches: int = 4
     """Micro-batches of a step."""
-    rows: int = 6
+    rows: int = 4
     """Packed rows of a micro-batch."""
-    length: int = 320
+    length: int = 480
     """Tokens of a row."""
     warmup: int = 50
     """Steps over which the learning rates rise."""
