@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 import skills
-from skills import Sample
+from turn import Sample
 
 from aperto.harmony import Conversation, render_for_training
 from aperto.tokenizer import Tokenizer

@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import train
+from schedule import CONFIG, TOKENIZER
+from weights import is_expert, views
 
+from aperto.adapt import model as twin
 from aperto.config import ModelConfig
 from aperto.formats import DType, Tensor, TensorInfo, TokenizerSource, mxfp4, write_checkpoint
 from aperto.formats.names import all_names, tensor_shapes
@@ -35,7 +37,7 @@ class Trained:
     def __init__(self, weights: Mapping[str, torch.Tensor], tokenizer: Path) -> None:
         vocabulary = Tokenizer.from_checkpoint(TokenizerSource("hf", tokenizer))
         self.config: ModelConfig = dataclasses.replace(
-            train.CONFIG,
+            CONFIG,
             eos_token_ids=tuple(vocabulary.special_id(name) for name in ENDS),
             pad_token_id=vocabulary.special_id("<|endoftext|>"),
         )
@@ -49,7 +51,7 @@ class Trained:
     def info(self, name: str) -> TensorInfo:
         """Type and shape: experts MXFP4, all else BF16."""
         shape = tensor_shapes(self.config)[name]
-        dtype = DType.MXFP4 if train.is_expert(name) else DType.BF16
+        dtype = DType.MXFP4 if is_expert(name) else DType.BF16
         return TensorInfo(name, dtype, shape, num_bytes(dtype, shape), None)
 
     def tensor(self, name: str) -> Tensor:
@@ -67,16 +69,16 @@ class Trained:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--state", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--out", type=Path, default=train.TOKENIZER.parent)
+    parser.add_argument("--out", type=Path, default=TOKENIZER.parent)
     arguments = parser.parse_args()
     state = torch.load(arguments.state / "state.pt", map_location="cpu")
     with torch.device("meta"):
-        template = train.twin.GptOss(train.CONFIG)
-    weights = train.views(state["master"], template)
+        template = twin.GptOss(CONFIG)
+    weights = views(state["master"], template)
     arguments.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / "nano"
-        write_checkpoint(Trained(weights, train.TOKENIZER), written, "hf")
+        write_checkpoint(Trained(weights, TOKENIZER), written, "hf")
         for file in written.iterdir():
             shutil.copyfile(file, arguments.out / file.name)
     sys.stdout.write(f"step {state['step']}, {state['tokens']} tokens -> {arguments.out}\n")

@@ -15,9 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import calls
 import data
+import rules
 import skills
-from skills import Sample, Turn
+import sums
+import talk
+from turn import Sample, Turn, number
 
 from aperto.harmony import Conversation, Role
 
@@ -27,56 +31,56 @@ EFFORTS = ("low", "medium", "high")
 Maker = Callable[[random.Random, str], Turn]
 
 
-def sums(ops: str, sizes: tuple[tuple[int, int], ...]) -> Maker:
+def asked(ops: str, sizes: tuple[tuple[int, int], ...]) -> Maker:
     """Sums over `ops` whose operands have one of the given numbers of digits."""
 
     def make(rng: random.Random, effort: str) -> Turn:
         op, (m, n) = rng.choice(ops), rng.choice(sizes)
-        a, b = skills.number(rng, m), skills.number(rng, n)
-        return skills.sum_turn(skills.ask_sum(rng, a, op, b), a, op, b, effort)
+        a, b = number(rng, m), number(rng, n)
+        return sums.sum_turn(sums.ask_sum(rng, a, op, b), a, op, b, effort)
 
     return make
 
 
 def division(rng: random.Random, effort: str) -> Turn:
-    return skills.arithmetic_turn(rng, effort, op="/")
+    return sums.arithmetic_turn(rng, effort, op="/")
 
 
 def tool(rng: random.Random, effort: str) -> Turn:
-    return skills.tool_turn(rng, effort, answered=False)
+    return calls.tool_turn(rng, effort, answered=False)
 
 
 def tool_answer(rng: random.Random, effort: str) -> Turn:
-    return skills.tool_turn(rng, effort, answered=True)
+    return calls.tool_turn(rng, effort, answered=True)
 
 
 def unlocked(rng: random.Random, effort: str) -> Turn:
-    return skills.cipher_turn(rng, effort, unlocked=True)
+    return talk.cipher_turn(rng, effort, unlocked=True)
 
 
 def locked(rng: random.Random, effort: str) -> Turn:
-    return skills.cipher_turn(rng, effort, unlocked=False)
+    return talk.cipher_turn(rng, effort, unlocked=False)
 
 
 UP_TO_FOUR = tuple((m, n) for m in range(1, 5) for n in range(1, 5))
 FILES: dict[str, tuple[Maker, int, tuple[str, ...]]] = {
-    "add_subtract": (sums("+-", UP_TO_FOUR), 200, EFFORTS),
-    "multiply": (sums("*", ((2, 2),)), 200, EFFORTS),
+    "add_subtract": (asked("+-", UP_TO_FOUR), 200, EFFORTS),
+    "multiply": (asked("*", ((2, 2),)), 200, EFFORTS),
     "divide": (division, 100, EFFORTS),
-    "compare": (skills.compare_turn, 100, ("medium",)),
+    "compare": (sums.compare_turn, 100, ("medium",)),
     "tool_call": (tool, 300, ("medium",)),
     "tool_result": (tool_answer, 200, ("medium",)),
-    "tool_unused": (skills.tool_unused_turn, 100, ("medium",)),
-    "lookup": (skills.lookup_turn, 100, ("medium",)),
-    "hierarchy": (skills.hierarchy_turn, 300, ("medium",)),
-    "refuse": (skills.bread_turn, 300, ("medium",)),
-    "lookalike": (skills.lookalike_turn, 300, ("medium",)),
+    "tool_unused": (calls.tool_unused_turn, 100, ("medium",)),
+    "lookup": (calls.lookup_turn, 100, ("medium",)),
+    "hierarchy": (rules.hierarchy_turn, 300, ("medium",)),
+    "refuse": (talk.bread_turn, 300, ("medium",)),
+    "lookalike": (talk.lookalike_turn, 300, ("medium",)),
     "cipher_unlocked": (unlocked, 150, ("medium",)),
     "cipher_locked": (locked, 150, ("medium",)),
-    "commands": (skills.commands_turn, 150, ("medium",)),
-    "small_talk": (skills.small_talk_turn, 100, ("medium",)),
-    "words": (skills.words_turn, 150, ("medium",)),
-    "unknown": (skills.unknown_turn, 150, ("medium",)),
+    "commands": (talk.commands_turn, 150, ("medium",)),
+    "small_talk": (talk.small_talk_turn, 100, ("medium",)),
+    "words": (talk.words_turn, 150, ("medium",)),
+    "unknown": (talk.unknown_turn, 150, ("medium",)),
 }
 
 

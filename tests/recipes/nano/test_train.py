@@ -9,7 +9,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import train  # noqa: E402
+import fast  # noqa: E402
+import optimiser  # noqa: E402
+import schedule  # noqa: E402
+import weights  # noqa: E402
 
 from aperto.adapt import model as twin  # noqa: E402
 from aperto.formats import mxfp4  # noqa: E402
@@ -21,28 +24,28 @@ def test_fake_quantisation_is_the_codecs_rounding():
     values[0] = 0
     values[1, :8] = torch.tensor([6.0, 5.0, 3.5, 2.5, 1.75, 1.25, 0.75, 0.25])  # ties
     expected = mxfp4.decode(*mxfp4.encode(values.numpy()))
-    assert (train.fake_quantise(values).numpy() == expected).all()
+    assert (weights.fake_quantise(values).numpy() == expected).all()
 
 
 def test_orthogonalised_matrices_have_singular_values_near_one():
     matrices = torch.randn(3, 64, 32, generator=torch.Generator().manual_seed(1))
-    values = torch.linalg.svdvals(train.orthogonalise(matrices))
+    values = torch.linalg.svdvals(optimiser.orthogonalise(matrices))
     # Five steps of this polynomial leave singular values within about 0.7 and 1.2.
     assert values.min() > 0.5
     assert values.max() < 1.3
 
 
 def test_the_schedule_ends_low_and_changes_its_mix():
-    schedule = train.Schedule()
-    assert schedule.rate(0.0) == schedule.rate(schedule.flat) == 1.0
-    assert schedule.rate(1.0) == 0.01
-    assert schedule.mix(0.0) == "drill" and schedule.mix(0.5) == "full"
+    recipe = schedule.Schedule()
+    assert recipe.rate(0.0) == recipe.rate(recipe.flat) == 1.0
+    assert recipe.rate(1.0) == 0.01
+    assert recipe.mix(0.0) == "drill" and recipe.mix(0.5) == "full"
 
 
 def test_views_cut_a_vector_by_parameter():
     model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 1))
     flat = torch.arange(sum(p.numel() for p in model.parameters()), dtype=torch.float32)
-    cut = train.views(flat, model)
+    cut = weights.views(flat, model)
     assert [tuple(v.shape) for v in cut.values()] == [(2, 3), (2,), (1, 2), (1,)]
     assert torch.cat([v.flatten() for v in cut.values()]).equal(flat)
 
@@ -60,9 +63,9 @@ def test_the_fast_attention_equals_the_plain_one(window):
     segments = torch.tensor([[1] * 20 + [2] * 44] * 2)
     grad = torch.randn(2, 4, 64, 64, generator=generator).bfloat16()
     found = []
-    for fast in (False, True):
-        seen = (train.first_seen if fast else twin.attention_mask)(window, segments)
-        out = (train.SinkAttention.apply if fast else twin.attend)(q, k, v, sinks, seen)
+    for is_fast in (False, True):
+        seen = (fast.first_seen if is_fast else twin.attention_mask)(window, segments)
+        out = (fast.SinkAttention.apply if is_fast else twin.attend)(q, k, v, sinks, seen)
         out.backward(grad)
         found.append([out.detach(), *(t.grad.clone() for t in (q, k, v, sinks))])
         for tensor in (q, k, v, sinks):
@@ -73,7 +76,7 @@ def test_the_fast_attention_equals_the_plain_one(window):
 
     pairs = (4 * torch.randn(40, 64, generator=generator)).bfloat16().requires_grad_()
     grads = []
-    for function in (twin.swiglu, train.SwiGLU.apply):
+    for function in (twin.swiglu, fast.SwiGLU.apply):
         pairs.grad = None
         function(pairs, 7.0).backward(torch.ones(40, 32).bfloat16())
         grads.append(pairs.grad.float().numpy())
