@@ -195,11 +195,16 @@ class EngineConfig:
     does not hold them up."""
     share_prefixes: bool = True
     """Whether keys and values of equal prefixes are kept and shared between requests."""
+    prefix_dir: Path | None = None
+    """Folder where keys and values up to cut points outlive the process; None writes none. They
+    tell what was said: the files are readable by their owner alone."""
+    prefix_disk_bytes: int = 4 << 30
+    """Most bytes of that folder; what was not used for longest goes first."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.type == "bool" or (value is None and field.type == "int | None"):
+            if field.type not in ("int", "int | None") or (value is None and field.type != "int"):
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
                 raise ConfigError(f"{field.name} is {value!r}; expected a positive integer")

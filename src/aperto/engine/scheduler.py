@@ -93,6 +93,7 @@ class Scheduler:
         """Note that a batch is computed; its full pages can be shared from now on."""
         for sequence, num_tokens in batch.entries:
             self.pages.advance(sequence, num_tokens)
+            sequence.note_progress()
 
     def _admit(self) -> None:
         # While a running sequence lacks pages, a new one would only be sent back.
@@ -105,6 +106,7 @@ class Scheduler:
                 return
             self._free_rows.pop()
             self.running.append(self.waiting.popleft())
+            sequence.note_progress()
             channel = sequence.channel
             if channel.admitted_at is None:
                 channel.admitted_at = time.monotonic()

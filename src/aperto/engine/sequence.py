@@ -38,6 +38,9 @@ class Request:
     """Most likely tokens reported with each token, 0 to 20."""
     echo_logprobs: bool = False
     """Also report the prompt's own logprobs; such a prompt is computed whole, cached or not."""
+    cut_points: Seq[int] = ()
+    """Positions in the prompt, 1 to its length, up to which a later prompt is likely to be the
+    same: what windows need to go on from there is kept in the cache with priority."""
 
     def __post_init__(self) -> None:
         if not len(self.prompt):
@@ -48,6 +51,9 @@ class Request:
             raise ConfigError(
                 f"num_top_logprobs is {self.num_top_logprobs}; expected 0..{MAX_TOP_LOGPROBS}"
             )
+        for cut in self.cut_points:
+            if not 1 <= cut <= len(self.prompt):
+                raise ConfigError(f"a cut point is {cut}; expected 1..{len(self.prompt)}")
 
 
 class Sequence:
@@ -130,6 +136,10 @@ class Sequence:
         """Forget all pages; what was drawn stays and can be computed again."""
         self.row = -1
         self.num_computed = self.num_paged = self.num_indexed = 0
+
+    def note_progress(self) -> None:
+        """Tell the caller how much of the prompt is there."""
+        self.channel.prefilled_tokens = min(self.num_computed, self.num_prompt)
 
     def append(self, token: Token) -> FinishReason | None:
         """Add a drawn token and deliver it; returns why the sequence ends with it, if it does.

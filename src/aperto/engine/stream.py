@@ -61,6 +61,7 @@ class Channel:
     """What the engine thread and the caller share about one request."""
 
     __slots__ = (
+        "_head",
         "_queue",
         "_waker",
         "admitted_at",
@@ -70,6 +71,7 @@ class Channel:
         "error",
         "finish_reason",
         "first_token_at",
+        "prefilled_tokens",
         "prompt_logprobs",
         "prompt_tokens",
         "seed",
@@ -78,9 +80,11 @@ class Channel:
 
     def __init__(self, prompt_tokens: int, seed: int) -> None:
         self._queue: SimpleQueue[Token | None] = SimpleQueue()
+        self._head: list[Token | None] = []  # taken from the queue to see whether there is one
         self._waker: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
         self.prompt_tokens = prompt_tokens
         self.cached_tokens = 0
+        self.prefilled_tokens = 0
         self.completion_tokens = 0
         self.seed = seed
         self.prompt_logprobs: list[Token | None] = []
@@ -121,20 +125,34 @@ class Channel:
 
     def get(self) -> Token | None:
         """Wait for the next token; None at the end."""
-        return self._queue.get()
+        return self._head.pop() if self._head else self._queue.get()
 
     async def get_async(self) -> Token | None:
         """Wait for the next token without blocking the event loop; None at the end."""
-        while True:
+        await self.ready_async(None)
+        return self.get()
+
+    def ready(self, timeout_s: float | None) -> bool:
+        """Wait until `get` would not wait; False where that takes longer than timeout_s."""
+        if not self._head:
             try:
-                return self._queue.get_nowait()
+                self._head.append(self._queue.get(timeout=timeout_s))
             except Empty:
-                loop = asyncio.get_running_loop()
-                future: asyncio.Future[None] = loop.create_future()
-                self._waker = (loop, future)
-            # The engine thread may have put a token before it could see the waker.
-            if self._queue.empty():
-                await future
+                return False
+        return True
+
+    async def ready_async(self, timeout_s: float | None) -> bool:
+        """Like `ready`, without blocking the event loop."""
+        if self._head or not self._queue.empty():
+            return True
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        self._waker = (loop, future)
+        # The engine thread may have put a token before it could see the waker.
+        if self._queue.empty():
+            await asyncio.wait((future,), timeout=timeout_s)
+        self._waker = None
+        return not self._queue.empty()
 
     def timings(self) -> Timings:
         """Times so far."""
@@ -199,6 +217,22 @@ class TokenStream:
     def timings(self) -> Timings:
         """Wall-clock times so far."""
         return self._channel.timings()
+
+    @property
+    def prefilled_tokens(self) -> int:
+        """Tokens of the prompt that are computed or came from the cache, 0 while it waits.
+
+        Of `usage.prompt_tokens`; both are there while `ready` and `aready` wait.
+        """
+        return self._channel.prefilled_tokens
+
+    def ready(self, timeout_s: float | None = None) -> bool:
+        """Wait until the next token, or the end, can be had at once; False after timeout_s."""
+        return self._is_finished() or self._channel.ready(timeout_s)
+
+    async def aready(self, timeout_s: float | None = None) -> bool:
+        """Like `ready`, without blocking the event loop."""
+        return self._is_finished() or await self._channel.ready_async(timeout_s)
 
     @property
     def prompt_logprobs(self) -> tuple[Token | None, ...]:

@@ -27,7 +27,13 @@ from aperto.harmony.parse import (
     TurnEnd,
     parse,
 )
-from aperto.harmony.render import History, render, render_for_training, stop_ids
+from aperto.harmony.render import (
+    History,
+    cut_points,
+    render,
+    render_for_training,
+    stop_ids,
+)
 from aperto.harmony.rules import (
     AnswerFormat,
     CallRule,
@@ -72,6 +78,7 @@ __all__ = [
     "ToolNamespace",
     "TurnEnd",
     "TurnRules",
+    "cut_points",
     "from_chat",
     "parse",
     "render",

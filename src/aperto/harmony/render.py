@@ -64,6 +64,34 @@ def render(
     return writer.ids
 
 
+def cut_points(ids: Sequence[int], tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Positions of a prompt up to which later prompts are likely to be the same.
+
+    These are the end of the system and developer messages, which other conversations share; the
+    end of each user message, since the reasoning after it is dropped once the turn is over; and
+    the end of the prompt.
+    """
+    start = tokenizer.special_id("<|start|>")
+    starts = [position for position, token in enumerate(ids) if token == start]
+    roles = [_role(ids, position + 1, tokenizer) for position in starts]
+    heads = {Role.SYSTEM.value, Role.DEVELOPER.value}
+    cuts = {
+        position
+        for position, before, role in zip(starts[1:], roles, roles[1:], strict=False)
+        if before == Role.USER.value or (before in heads and role not in heads)
+    }
+    return tuple(sorted(cuts | {len(ids)}))
+
+
+def _role(ids: Sequence[int], position: int, tokenizer: Tokenizer) -> str:
+    """The author named in a header that begins at a position, without what follows a colon."""
+    end = position
+    while end < len(ids) and not tokenizer.is_special(ids[end]):
+        end += 1
+    words = tokenizer.decode(ids[position:end]).split(maxsplit=1)
+    return words[0].partition(":")[0] if words else ""
+
+
 def render_for_training(
     conversation: Conversation, tokenizer: Tokenizer
 ) -> tuple[list[int], list[float]]:
