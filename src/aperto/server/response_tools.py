@@ -1,0 +1,234 @@
+"""Tools of the Responses API as harmony functions, and calls of these as output items again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from aperto.harmony import FunctionTool
+from aperto.harmony.render import FUNCTIONS
+from aperto.harmony.rules import CallRule, ToolChoice
+from aperto.server.errors import ApiError
+
+Json = dict[str, Any]
+
+CUSTOM_PARAMETERS: Json = {
+    "type": "object",
+    "properties": {"input": {"type": "string", "description": "The whole input, as plain text."}},
+    "required": ["input"],
+    "additionalProperties": False,
+}
+"""Arguments of a custom tool, whose free text travels as the one field of a JSON object."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class WireTool:
+    """One tool that the client runs."""
+
+    kind: Literal["function", "custom"]
+    """Which item a call becomes: function_call or custom_tool_call."""
+    name: str
+    """Its name as the client knows it."""
+    namespace: str | None
+    """The namespace it came in."""
+    function: FunctionTool
+    """What the model is told; its name is unique within the request."""
+    strict: bool
+    """Whether the arguments must fit the schema and nothing more."""
+
+    @property
+    def recipient(self) -> str:
+        """Whom a call goes to in harmony."""
+        return f"{FUNCTIONS}.{self.function.name}"
+
+
+class ToolTable:
+    """The tools of one request.
+
+    Args:
+        tools: what the request lists.
+    """
+
+    def __init__(self, tools: Iterable[Mapping[str, Any]] | None) -> None:
+        self.warnings: list[str] = []
+        """One line for each tool that is not offered as it was given."""
+        self.echo: list[Json] = []
+        """The tools that are offered, as the response lists them."""
+        self._skipped: set[str] = set()
+        self._by_recipient: dict[str, WireTool] = {}
+        for tool in tools or ():
+            self._add(dict(tool), None)
+
+    def __len__(self) -> int:
+        return len(self._by_recipient)
+
+    @property
+    def functions(self) -> tuple[FunctionTool, ...]:
+        """What the developer message announces."""
+        return tuple(tool.function for tool in self._by_recipient.values())
+
+    @property
+    def calls(self) -> tuple[CallRule, ...]:
+        """What the turn's grammar lets the model call."""
+        return tuple(
+            CallRule(
+                recipient=tool.recipient,
+                parameters=tool.function.parameters or {"type": "object", "properties": {}},
+                strict=tool.strict,
+            )
+            for tool in self._by_recipient.values()
+        )
+
+    def of(self, recipient: str) -> WireTool:
+        """The tool behind a recipient; one that the model made up is a function of that name."""
+        known = self._by_recipient.get(recipient)
+        if known is not None:
+            return known
+        name = recipient.removeprefix(f"{FUNCTIONS}.")
+        return WireTool("function", name, None, FunctionTool(name), False)
+
+    def recipient(self, name: str, namespace: str | None = None) -> str:
+        """Whom a call of a tool goes to; also for tools that this request no longer lists."""
+        known = self._find(name, namespace)
+        return known.recipient if known else f"{FUNCTIONS}.{_flat(name, namespace)}"
+
+    def choice(
+        self, choice: str | Mapping[str, Any] | None
+    ) -> tuple[ToolChoice, tuple[str, ...] | None]:
+        """Whether the model may or must call, and whom, where that is not left to it.
+
+        Raises ApiError (400) for a choice that is not known or names a function that is not there.
+        """
+        if choice is None or isinstance(choice, str):
+            return self._plain_choice(choice or "auto"), None
+        kind = choice.get("type")
+        if kind == "allowed_tools":
+            return self._allowed(choice)
+        if kind in ("function", "custom"):
+            tool = self._named(choice)
+            return ("required", (tool.recipient,)) if tool else ("auto", None)
+        self.warnings.append(f"tool_choice: type {kind!r} cannot be served; 'auto' is used")
+        return "auto", None
+
+    def _plain_choice(self, choice: str) -> ToolChoice:
+        if choice == "required" and not self._by_recipient:
+            self.warnings.append("tool_choice: 'required' without a tool to call; 'auto' is used")
+            return "auto"
+        if choice == "auto" or choice == "none" or choice == "required":
+            return choice
+        raise ApiError(
+            400,
+            f"tool_choice is {choice!r}; expected auto, none, required or an object",
+            code="invalid_value",
+            param="tool_choice",
+        )
+
+    def _allowed(self, choice: Mapping[str, Any]) -> tuple[ToolChoice, tuple[str, ...] | None]:
+        entries = [dict(entry) for entry in choice.get("tools") or () if isinstance(entry, Mapping)]
+        tools = [tool for entry in entries if (tool := self._named(entry)) is not None]
+        if not tools:
+            return "none", None
+        mode = self._plain_choice(str(choice.get("mode") or "auto"))
+        return mode, tuple(dict.fromkeys(tool.recipient for tool in tools))
+
+    def _named(self, entry: Mapping[str, Any]) -> WireTool | None:
+        """The tool that a choice names; None, with a warning, where it was skipped."""
+        name = entry.get("name") or (entry.get("function") or {}).get("name")
+        kind = entry.get("type") or "function"
+        tool = self._find(str(name), entry.get("namespace")) if name else None
+        if tool is not None:
+            return tool
+        if kind not in ("function", "custom") or name in self._skipped:
+            self.warnings.append(f"tool_choice: {name or kind} cannot be served and is left out")
+            return None
+        raise ApiError(
+            400,
+            f"tool_choice names the tool {name!r}, which is not among the request's tools: "
+            f"{', '.join(tool.name for tool in self._by_recipient.values()) or 'none'}",
+            code="invalid_value",
+            param="tool_choice",
+        )
+
+    def _find(self, name: str, namespace: str | None) -> WireTool | None:
+        for tool in self._by_recipient.values():
+            if tool.name == name and namespace in (None, tool.namespace):
+                return tool
+        return None
+
+    def _add(self, tool: Json, namespace: str | None) -> bool:
+        kind, name = tool.get("type"), tool.get("name")
+        if kind == "namespace" and namespace is None:
+            return self._add_namespace(tool)
+        nested = tool.get("function")
+        if kind == "function" and name is None and isinstance(nested, Mapping):
+            tool = {"type": "function", **nested}  # Chat Completions' form
+            name = tool.get("name")
+        if kind not in ("function", "custom") or not isinstance(name, str) or not name:
+            return self._skip(f"tools: type {kind!r} cannot be served and is left out", name)
+        made = _function(tool, namespace) if kind == "function" else self._custom(tool, namespace)
+        if made.recipient in self._by_recipient:
+            return self._skip(f"tools.{name}: a second tool of this name is left out", None)
+        self._by_recipient[made.recipient] = made
+        if namespace is None:
+            self.echo.append(_echo(tool))
+        return True
+
+    def _add_namespace(self, tool: Json) -> bool:
+        name = str(tool.get("name") or "")
+        inner = [dict(entry) for entry in tool.get("tools") or () if isinstance(entry, Mapping)]
+        kept = [_echo(entry) for entry in inner if self._add(entry, name)]
+        if kept:
+            self.echo.append({**tool, "description": tool.get("description") or "", "tools": kept})
+        return bool(kept)
+
+    def _custom(self, tool: Json, namespace: str | None) -> WireTool:
+        shape = tool.get("format")
+        if isinstance(shape, Mapping) and shape.get("type") == "grammar":
+            self.warnings.append(f"tools.{tool['name']}: its input is not held to its grammar")
+        described = FunctionTool(
+            _flat(tool["name"], namespace), str(tool.get("description") or ""), CUSTOM_PARAMETERS
+        )
+        return WireTool("custom", tool["name"], namespace, described, True)
+
+    def _skip(self, warning: str, name: object) -> bool:
+        self.warnings.append(warning)
+        self._skipped.add(str(name))
+        return False
+
+
+def custom_input(arguments: str) -> str:
+    """The free text in the arguments of a custom tool's call; as they are, where it is missing."""
+    try:
+        value = json.loads(arguments)
+    except json.JSONDecodeError:
+        return arguments
+    text = value.get("input") if isinstance(value, dict) else None
+    return text if isinstance(text, str) else arguments
+
+
+def _function(tool: Json, namespace: str | None) -> WireTool:
+    parameters = tool.get("parameters")
+    described = FunctionTool(
+        _flat(tool["name"], namespace),
+        str(tool.get("description") or ""),
+        parameters if isinstance(parameters, Mapping) and parameters else None,
+    )
+    return WireTool("function", tool["name"], namespace, described, tool.get("strict") is True)
+
+
+def _flat(name: str, namespace: str | None) -> str:
+    """A name that harmony's headers can hold, the namespace in front."""
+    joined = (
+        name if not namespace else f"{namespace}{'' if namespace.endswith('__') else '__'}{name}"
+    )
+    return re.sub(r"[^A-Za-z0-9_-]", "_", joined)
+
+
+def _echo(tool: Json) -> Json:
+    if tool.get("type") != "function":
+        return tool
+    defaults = {"description": None, "parameters": None, "strict": False}
+    return {**defaults, **tool, "strict": tool.get("strict") is True}
