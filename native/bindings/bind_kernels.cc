@@ -1,12 +1,15 @@
 // Kernels by name, for tests and probes, and the packing of weights.
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "bindings/bindings.h"
 #include "kernels/dispatch.h"
+#include "kernels/mxfp4_encode.h"
 #include "model/activations.h"
 #include "model/weights.h"
 
@@ -161,6 +164,24 @@ void quantize_q8_0_rows(In2<T> values, Out1<uint8_t> blocks) {
   quantize_q8_0(values.data(), values.size(), blocks.data());
 }
 
+template <typename T>
+std::tuple<double, double, double> encode_mxfp4_rows(AnyStride2<T> values, Out3<uint8_t> blocks,
+                                                     Out2<uint8_t> scales) {
+  const size_t rows = values.shape(0);
+  const size_t k = values.shape(1);
+  check_multiple("the width", k, kBlock);
+  check(scales.shape(0) == rows && scales.shape(1) == k / kBlock, "scales is [", scales.shape(0),
+        ", ", scales.shape(1), "]; expected [", rows, ", ", k / kBlock, "]");
+  check(blocks.shape(0) == rows && blocks.shape(1) == k / kBlock && blocks.shape(2) == 16,
+        "blocks is [", blocks.shape(0), ", ", blocks.shape(1), ", ", blocks.shape(2),
+        "]; expected [", rows, ", ", k / kBlock, ", 16]");
+  nb::gil_scoped_release release;
+  const Mxfp4Error error =
+      encode_mxfp4(StridedMatrix<T>{values.data(), rows, k, values.stride(0), values.stride(1)},
+                   blocks.data(), scales.data());
+  return {error.noise, error.power, error.max_abs};
+}
+
 void check_tiles(const Out1<uint8_t>& tiles, WeightKind kind, size_t rows, size_t k) {
   check_multiple("the width", k, kBlock);
   check(tiles.size() == tiles_bytes(kind, rows, k), "tiles has ", tiles.size(), " bytes; expected ",
@@ -216,6 +237,13 @@ void bind_kernels(nb::module_& m) {
         "Quantise [rows, k] floats to GGUF's Q8_0 blocks.");
   m.def("quantize_q8_0_bf16", &quantize_q8_0_rows<uint16_t>, "values"_a, "blocks"_a,
         "Quantise [rows, k] bfloat16 bits to GGUF's Q8_0 blocks.");
+  m.def("encode_mxfp4", &encode_mxfp4_rows<float>, nb::arg("values").noconvert(),
+        nb::arg("blocks").noconvert(), nb::arg("scales").noconvert(),
+        "Quantise [rows, k] floats to MXFP4 blocks [rows, k/32, 16] and scales [rows, k/32]. "
+        "Returns the sum of squared differences, that of squares, and the largest difference.");
+  m.def("encode_mxfp4_bf16", &encode_mxfp4_rows<uint16_t>, nb::arg("values").noconvert(),
+        nb::arg("blocks").noconvert(), nb::arg("scales").noconvert(),
+        "As encode_mxfp4, from [rows, k] bfloat16 bits.");
   m.def("pack_q8", &pack_q8, "blocks"_a, "tiles"_a, "Q8_0 blocks [rows, k/32, 34] into tiles.");
   m.def("pack_bf16", &pack_bf16, "values"_a, "tiles"_a, "bfloat16 bits [rows, k] into tiles.");
   m.def("pack_f32", &pack_f32, "values"_a, "tiles"_a, "Floats [rows, k] into tiles.");

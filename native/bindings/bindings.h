@@ -20,9 +20,14 @@ using In2 = Array<const T, nanobind::ndim<2>>;
 template <typename T>
 using In3 = Array<const T, nanobind::ndim<3>>;
 template <typename T>
+using AnyStride2 =
+    nanobind::ndarray<const T, nanobind::numpy, nanobind::device::cpu, nanobind::ndim<2>>;
+template <typename T>
 using Out1 = Array<T, nanobind::ndim<1>>;
 template <typename T>
 using Out2 = Array<T, nanobind::ndim<2>>;
+template <typename T>
+using Out3 = Array<T, nanobind::ndim<3>>;
 
 // A new NumPy array that owns its memory.
 template <typename T>

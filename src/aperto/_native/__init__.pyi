@@ -25,6 +25,14 @@ def quantize_q8_0(values: Annotated[NDArray[numpy.float32], dict(shape=(None, No
 def quantize_q8_0_bf16(values: Annotated[NDArray[numpy.uint16], dict(shape=(None, None), order='C', device='cpu', writable=False)], blocks: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')]) -> None:
     """Quantise [rows, k] bfloat16 bits to GGUF's Q8_0 blocks."""
 
+def encode_mxfp4(values: Annotated[NDArray[numpy.float32], dict(shape=(None, None), device='cpu', writable=False)], blocks: Annotated[NDArray[numpy.uint8], dict(shape=(None, None, None), order='C', device='cpu')], scales: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu')]) -> tuple[float, float, float]:
+    """
+    Quantise [rows, k] floats to MXFP4 blocks [rows, k/32, 16] and scales [rows, k/32]. Returns the sum of squared differences, that of squares, and the largest difference.
+    """
+
+def encode_mxfp4_bf16(values: Annotated[NDArray[numpy.uint16], dict(shape=(None, None), device='cpu', writable=False)], blocks: Annotated[NDArray[numpy.uint8], dict(shape=(None, None, None), order='C', device='cpu')], scales: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu')]) -> tuple[float, float, float]:
+    """As encode_mxfp4, from [rows, k] bfloat16 bits."""
+
 def pack_q8(blocks: Annotated[NDArray[numpy.uint8], dict(shape=(None, None, None), order='C', device='cpu', writable=False)], tiles: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')]) -> None:
     """Q8_0 blocks [rows, k/32, 34] into tiles."""
 

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from aperto import native
 from aperto.config import ModelConfig
+from aperto.errors import TensorError
 from aperto.formats import mxfp4
 from aperto.formats.checkpoint import TensorSource, TokenizerSource
 from aperto.formats.mxfp4 import QuantizationError
 from aperto.formats.names import is_expert_weight
 from aperto.formats.tensor import BLOCK, DType, Tensor, TensorInfo, num_bytes
+
+_CHUNK_ROWS = 1024  # quantised by one thread at a time: bounds what is widened to float32
 
 
 class QuantizedExperts:
@@ -62,7 +70,7 @@ class QuantizedExperts:
         return TensorInfo(name, DType.MXFP4, info.shape, size, info.file)
 
     def tensor(self, name: str) -> Tensor:
-        """Read a tensor; plain experts are quantised, one expert at a time.
+        """Read a tensor; plain experts are quantised, on all CPUs.
 
         Raises TensorError for weights that are not finite.
         """
@@ -75,18 +83,39 @@ class QuantizedExperts:
         num_experts, rows, width = tensor.shape
         blocks = np.empty((num_experts, rows, width // BLOCK, mxfp4.BLOCK_BYTES), np.uint8)
         scales = np.empty((num_experts, rows, width // BLOCK), np.uint8)
-        noise = power = largest = 0.0
-        for expert in range(num_experts):
-            own = Tensor(tensor.name, tensor.dtype, (rows, width), tensor.data[expert])
-            values = own.to_float32()
-            blocks[expert], scales[expert] = mxfp4.encode(values)
-            difference = mxfp4.decode(blocks[expert], scales[expert]) - values
-            noise += float(np.square(difference, dtype=np.float64).sum())
-            power += float(np.square(values, dtype=np.float64).sum())
-            largest = max(largest, float(np.abs(difference).max()))
-        relative = (noise / power) ** 0.5 if power else 0.0
-        self.errors[tensor.name] = QuantizationError(relative, largest)
+
+        def encode(part: tuple[int, slice]) -> tuple[float, float, float]:
+            return _encode(tensor, part, blocks[part], scales[part])
+
+        parts = [
+            (expert, slice(begin, begin + _CHUNK_ROWS))
+            for expert in range(num_experts)
+            for begin in range(0, rows, _CHUNK_ROWS)
+        ]
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            noise, power, largest = zip(*pool.map(encode, parts), strict=True)
+        relative = (sum(noise) / sum(power)) ** 0.5 if sum(power) else 0.0
+        self.errors[tensor.name] = QuantizationError(relative, max(largest))
         return Tensor(tensor.name, DType.MXFP4, tensor.shape, blocks, scales)
+
+
+def _encode(
+    tensor: Tensor,
+    part: tuple[int, slice],
+    blocks: NDArray[np.uint8],
+    scales: NDArray[np.uint8],
+) -> tuple[float, float, float]:
+    """Fill blocks and scales of some rows of one expert; return the sums of their error."""
+    data = tensor.data[part]
+    try:
+        if tensor.dtype is DType.BF16:
+            return native.encode_mxfp4_bf16(data, blocks, scales)
+        if tensor.dtype is not DType.F32:
+            shape = (len(data), tensor.shape[-1])
+            data = dataclasses.replace(tensor, data=data, shape=shape).to_float32()
+        return native.encode_mxfp4(data, blocks, scales)
+    except ValueError as problem:
+        raise TensorError(f"{tensor.name}, expert {part[0]}: {problem}") from problem
 
 
 def quantize_experts(source: TensorSource) -> TensorSource:
