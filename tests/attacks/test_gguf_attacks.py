@@ -175,13 +175,14 @@ def test_bad_numbers(file: Path, key: str, value: int) -> None:
         open_checkpoint(file)
 
 
-def test_nan_scale(file: Path) -> None:
+@pytest.mark.parametrize("scale", [254, 255])
+def test_scale_beyond_float32_or_nan(file: Path, scale: int) -> None:
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
     data = bytearray(file.read_bytes())
-    data[tensors["blk.1.ffn_up_exps.weight"].data_offset] = 255
+    data[tensors["blk.1.ffn_up_exps.weight"].data_offset] = scale
     file.write_bytes(data)
     checkpoint = open_checkpoint(file)
-    with pytest.raises(TensorError, match=r"layers\.1\.moe\.gate_up\.weight.*255"):
+    with pytest.raises(TensorError, match=rf"layers\.1\.moe\.gate_up\.weight.* is {scale};"):
         checkpoint.tensor("layers.1.moe.gate_up.weight")
 
 

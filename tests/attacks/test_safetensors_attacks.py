@@ -186,11 +186,14 @@ def test_unknown_tensor(folder: Path, weights: Path) -> None:
         open_checkpoint(folder)
 
 
-def test_nan_scale_is_found_when_the_tensor_is_read(folder: Path, weights: Path) -> None:
-    set_tensor_bytes(weights, SCALES, b"\xff")
+@pytest.mark.parametrize("scale", [253, 254, 255])
+def test_scale_beyond_float32_or_nan_is_found_when_the_tensor_is_read(
+    folder: Path, weights: Path, scale: int
+) -> None:
+    set_tensor_bytes(weights, SCALES, bytes([scale]))
     checkpoint = open_checkpoint(folder)
     checkpoint.tensor("layers.1.moe.down.weight")
-    with pytest.raises(TensorError, match=r"layers\.0\.moe\.down\.weight.*255"):
+    with pytest.raises(TensorError, match=rf"layers\.0\.moe\.down\.weight.* is {scale}; expected"):
         checkpoint.tensor("layers.0.moe.down.weight")
 
 

@@ -18,7 +18,7 @@ VALUES = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, 
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
 rows = hnp.arrays(np.float32, st.sampled_from([(32,), (2, 64), (3, 1, 32)]), elements=finite)
 blocks = st.tuples(
-    hnp.arrays(np.uint8, (4, 16)), hnp.arrays(np.uint8, (4,), elements=st.integers(0, 254))
+    hnp.arrays(np.uint8, (4, 16)), hnp.arrays(np.uint8, (4,), elements=st.integers(0, 252))
 )
 
 
@@ -37,7 +37,6 @@ def plain_decode(data: np.ndarray, scales: np.ndarray) -> np.ndarray:
 @given(blocks)
 def test_decode_is_the_definition(pair: tuple[np.ndarray, np.ndarray]) -> None:
     data, scales = pair[0][:, None, :], pair[1][:, None]
-    scales = np.minimum(scales, 251)  # above, 6 * 2^(scale - 127) overflows float32
     np.testing.assert_array_equal(mxfp4.decode(data, scales).ravel(), plain_decode(data, scales))
 
 
@@ -102,10 +101,23 @@ def test_bad_shapes_and_scales_are_refused() -> None:
         mxfp4.encode(np.zeros((4, 33), np.float32))
     with pytest.raises(TensorError, match="do not belong together"):
         mxfp4.decode(np.zeros((2, 3, 16), np.uint8), np.zeros((2, 2), np.uint8))
+
+
+@pytest.mark.parametrize("scale", [253, 254, 255])
+def test_scales_that_no_finite_float32_weight_has_are_refused(scale: int) -> None:
+    """6 * 2^(253 - 127) is beyond float32, and 255 is NaN."""
     scales = np.zeros((2, 3), np.uint8)
-    scales[1, 2] = 255
-    with pytest.raises(TensorError, match=r"block \(1, 2\) is 255"):
+    scales[1, 2] = scale
+    with pytest.raises(TensorError, match=rf"block \(1, 2\) is {scale}; expected 0\.\.252"):
         mxfp4.decode(np.zeros((2, 3, 16), np.uint8), scales)
+
+
+def test_the_largest_scale_decodes_to_finite_values_and_is_the_largest_encoded() -> None:
+    codes = np.full((1, 16), 0x77, np.uint8)
+    values = mxfp4.decode(codes, np.array([mxfp4.MAX_SCALE], np.uint8))
+    assert values.tolist() == [6 * 2.0**125] * 32
+    largest = np.full(32, np.finfo(np.float32).max)
+    assert mxfp4.encode(largest)[1].tolist() == [mxfp4.MAX_SCALE]
 
 
 def test_the_gguf_package_decodes_the_same_values() -> None:

@@ -17,7 +17,8 @@ from aperto.errors import TensorError
 
 BLOCK = 32
 BLOCK_BYTES = 16
-NAN_SCALE = 255
+MAX_SCALE = 252
+"""Largest scale whose values all fit float32, and the largest that `encode` makes; 255 is NaN."""
 GRID = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], dtype=np.float32)
 """Magnitudes of the codes 0 to 7; codes 8 to 15 are the same, negated."""
 
@@ -25,7 +26,7 @@ _VALUES = np.concatenate([GRID, -GRID])
 _PAIRS = np.stack(  # byte -> (low nibble's value, high nibble's value)
     [_VALUES[np.arange(256) & 15], _VALUES[np.arange(256) >> 4]], axis=-1
 )
-_SCALES = np.ldexp(1.0, np.arange(NAN_SCALE) - 127).astype(np.float32)  # no entry for NaN
+_SCALES = np.ldexp(1.0, np.arange(MAX_SCALE + 1) - 127).astype(np.float32)
 _CHUNK = 1 << 17  # values encoded at a time: the temporaries stay in the CPU's cache
 
 
@@ -43,19 +44,23 @@ class QuantizationError:
 
 
 def check_scales(scales: NDArray[Any], name: str = "tensor") -> None:
-    """Raise TensorError if any E8M0 scale is 255, which means NaN."""
-    if scales.size and int(scales.max()) == NAN_SCALE:
-        where = tuple(int(i) for i in np.argwhere(scales == NAN_SCALE)[0])
+    """Raise TensorError if any E8M0 scale is 255, which means NaN, or 253 or 254.
+
+    Under these two the codes of 4 and 6 reach past float32, so no finite weights were stored so.
+    """
+    if scales.size and int(scales.max()) > MAX_SCALE:
+        where = tuple(int(i) for i in np.argwhere(scales > MAX_SCALE)[0])
         raise TensorError(
-            f"{name}: the MXFP4 scale of block {where} is 255, which stands for NaN; expected "
-            "0..254; the file is damaged or was made from weights that are not finite"
+            f"{name}: the MXFP4 scale of block {where} is {int(scales[where])}; expected "
+            f"0..{MAX_SCALE}: larger ones make values beyond float32, and 255 stands for NaN; the "
+            "file is damaged or was made from weights that are not finite"
         )
 
 
 def decode(blocks: NDArray[Any], scales: NDArray[Any]) -> NDArray[np.float32]:
     """Return the exact values of uint8 [..., K/32, 16] and scales [..., K/32] as float32 [..., K].
 
-    Raises TensorError for shapes that do not belong together and for NaN scales.
+    Raises TensorError for shapes that do not belong together and for scales above 252.
     """
     if blocks.shape[-1:] != (BLOCK_BYTES,) or blocks.shape[:-1] != scales.shape:
         raise TensorError(
