@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
+import tracemalloc
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,11 @@ from aperto.formats import (
     Tensor,
     TensorSource,
     TokenizerSource,
+    mxfp4,
     open_checkpoint,
     quantize_experts,
+    requantize,
+    write,
     write_checkpoint,
 )
 from aperto.formats.q8 import encode_q8_0
@@ -149,6 +154,104 @@ def test_fine_tuned_experts_are_quantised_lazily_with_a_report(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("layout", ["hf", "gguf"])
+@pytest.mark.parametrize("dtype", [DType.BF16, DType.F16, DType.F32])
+def test_quantised_experts_are_what_the_codec_makes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: Any, dtype: DType
+) -> None:
+    """Any storage type and order, in runs of rows that fill neither an expert nor a strip."""
+    source = with_experts(
+        open_checkpoint(write_tiny(tmp_path / f"a.{layout}", layout=layout, expert_dtype="bf16")),
+        dtype,
+    )
+    monkeypatch.setattr(requantize, "_CHUNK_ROWS", 40)
+    quantized = QuantizedExperts(source)
+    for name in ("layers.0.moe.gate_up.weight", "layers.1.moe.down.weight"):
+        values = source.tensor(name).to_float32()
+        blocks, scales = mxfp4.encode(values)
+        tensor = quantized.tensor(name)
+        np.testing.assert_array_equal(tensor.data, blocks)
+        np.testing.assert_array_equal(tensor.scales, scales)
+        expected = mxfp4.error(values, mxfp4.decode(blocks, scales))
+        # The sums inside a block are float32 (a few roundings of 2^-24), the rest is double.
+        assert quantized.errors[name].relative_rms == pytest.approx(expected.relative_rms, rel=1e-6)
+        assert quantized.errors[name].max_abs == expected.max_abs
+
+
+def with_experts(source: TensorSource, dtype: DType) -> TensorSource:
+    """The same model, its plain experts in another plain type."""
+
+    class Converted:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(source, name)
+
+        def info(self, name: str) -> Any:
+            info = source.info(name)
+            is_expert = name.endswith(("gate_up.weight", "down.weight"))
+            return dataclasses.replace(info, dtype=dtype) if is_expert else info
+
+        def tensor(self, name: str) -> Tensor:
+            tensor = source.tensor(name)
+            if self.info(name).dtype is tensor.dtype:
+                return tensor
+            values = tensor.to_float32()
+            data = values if dtype is DType.F32 else values.astype(np.float16)
+            return dataclasses.replace(tensor, dtype=dtype, data=data)
+
+    return Converted()
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.inf])
+def test_experts_that_are_not_finite_are_refused_by_name(tmp_path: Path, bad: float) -> None:
+    name = "layers.1.moe.down.weight"
+    source = open_checkpoint(write_tiny(tmp_path / "a", expert_dtype="bf16"))
+    values = source.tensor(name).to_float32()
+    values[2, 5, 7] = bad
+
+    class Damaged:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(source, name)
+
+        def tensor(self, name: str) -> Tensor:
+            return Tensor(name, DType.F32, values.shape, values)
+
+    with pytest.raises(TensorError, match=r"layers\.1\.moe\.down\.weight, expert 2.*finite"):
+        QuantizedExperts(Damaged()).tensor(name)
+
+
+@pytest.mark.parametrize(("layout", "dense"), [("gguf", DType.Q8_0), ("hf", DType.F32)])
+def test_memory_does_not_grow_with_the_matrix(tmp_path: Path, layout: Any, dense: DType) -> None:
+    """Matrices of 2^22 values, 2^20 of which are converted at a time.
+
+    Those take at most 8 arrays of float32 in Q8_0 (the whole matrix took 25 bytes a value, 100
+    MiB), and 3 where they only change their type (16 MiB for the values of the whole).
+    """
+    source = open_checkpoint(write_tiny(tmp_path / "a", vocab=1 << 16))
+    tracemalloc.start()
+    try:
+        write_checkpoint(source, tmp_path / "b", layout, dense=dense)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < (8 if dense is DType.Q8_0 else 3) * (4 << 20)
+
+
+def test_q8_0_in_runs_of_rows_is_q8_0_of_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the last run is shorter, and back to float32 in a folder."""
+    monkeypatch.setattr(write, "_CHUNK_ELEMENTS", 1000)
+    source = open_checkpoint(write_tiny(tmp_path / "a"))
+    write_checkpoint(source, tmp_path / "b.gguf", "gguf", dense=DType.Q8_0)
+    q8 = open_checkpoint(tmp_path / "b.gguf")
+    write_checkpoint(q8, tmp_path / "c", "openai")
+    exact = open_checkpoint(tmp_path / "c")
+    for name in ("embedding.weight", "layers.0.attn.k.weight", "layers.1.attn.out.weight"):
+        expected = encode_q8_0(source.tensor(name).to_float32())
+        np.testing.assert_array_equal(q8.tensor(name).data, expected)
+        np.testing.assert_array_equal(exact.tensor(name).data, q8.tensor(name).to_float32())
+
+
+@pytest.mark.parametrize("layout", ["hf", "gguf"])
 def test_plain_experts_are_kept_as_they_are(tmp_path: Path, layout: Any) -> None:
     source = open_checkpoint(write_tiny(tmp_path / "a", expert_dtype="bf16"))
     write_checkpoint(source, tmp_path / f"b.{layout}", layout)
@@ -223,6 +326,22 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, layout: Any) -> None:
 
     with pytest.raises(TensorError, match="on purpose"):
         write_checkpoint(Failing(), tmp_path / "b", layout)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a"]
+
+
+@pytest.mark.parametrize("layout", ["hf", "openai", "gguf"])
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_an_interrupt_leaves_nothing_behind(tmp_path: Path, layout: Any, share: float) -> None:
+    """Ctrl-C at any step, the last one too: it goes through, and no file is left of any name."""
+    source = open_checkpoint(write_tiny(tmp_path / "a"))
+
+    def interrupt(done: int, total: int) -> None:
+        assert not (tmp_path / "b").exists()
+        if done >= share * total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_checkpoint(source, tmp_path / "b", layout, progress=interrupt)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a"]
 
 

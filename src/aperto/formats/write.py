@@ -39,6 +39,7 @@ _CARRIED = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
+_CHUNK_ELEMENTS = 1 << 20  # converted at a time, in whole rows: under 32 MiB of temporaries
 _EXAMINED_ELEMENTS = 1 << 20  # float32 tensors up to this size are stored as BF16 if that is exact
 
 Array = NDArray[Any]
@@ -135,10 +136,10 @@ class _Counter:
             data = np.ascontiguousarray(array)
             file.write(data.reshape(-1).view(np.uint8).data)
             written += data.nbytes
+            if self.progress:
+                self.progress(self.done + written, self.total)
         assert written == piece.nbytes, f"{piece.name}: {written} bytes, {piece.nbytes} planned"
         self.done += written
-        if self.progress:
-            self.progress(self.done, self.total)
 
 
 # --- plans --------------------------------------------------------------------------------------
@@ -167,11 +168,20 @@ def _target(source: TensorSource, info: TensorInfo, dense: DType | None) -> DTyp
     return info.dtype
 
 
-def convert(tensor: Tensor, dtype: DType) -> Array:
-    """Return a tensor's data in another plain type, or Q8_0: raw, as stored in a file.
+def _converted(tensor: Tensor, dtype: DType) -> Iterator[Array]:
+    """Yield a tensor's data in another plain type, or Q8_0: raw, as stored, some rows at a time.
 
     Raises TensorError for values that the type cannot hold.
     """
+    num_rows, *row_shape = tensor.shape
+    step = max(1, _CHUNK_ELEMENTS // math.prod(row_shape))
+    for begin in range(0, num_rows, step):
+        data = tensor.data[begin : begin + step]
+        shape = (len(data), *row_shape)
+        yield _convert(dataclasses.replace(tensor, data=data, shape=shape), dtype)
+
+
+def _convert(tensor: Tensor, dtype: DType) -> Array:
     if tensor.dtype is dtype:
         return tensor.data
     values = tensor.to_float32()
@@ -229,16 +239,19 @@ def _hf_pieces(
     dtype = _target(source, info, dense)
     if not is_expert_weight(name):
         return [
-            _plain_piece(
-                stored, dtype, info.shape, lambda: iter([convert(source.tensor(name), dtype)])
-            )
+            _plain_piece(stored, dtype, info.shape, lambda: _converted(source.tensor(name), dtype))
         ]
 
-    def transposed() -> Iterator[Array]:
-        for expert in convert(source.tensor(name), dtype):
-            yield expert.T
-
     num_experts, out_rows, width = info.shape
+
+    def transposed() -> Iterator[Array]:
+        tensor = source.tensor(name)
+        for data in tensor.data:
+            if tensor.dtype is not dtype:
+                expert = dataclasses.replace(tensor, data=data, shape=(out_rows, width))
+                data = np.concatenate(list(_converted(expert, dtype)))
+            yield data.T
+
     return [_plain_piece(stored, dtype, (num_experts, width, out_rows), transposed)]
 
 
@@ -256,9 +269,7 @@ def _openai_pieces(
     if not is_qkv(name):
         dtype = _target(source, info, dense)
         return [
-            _plain_piece(
-                stored, dtype, info.shape, lambda: iter([convert(source.tensor(name), dtype)])
-            )
+            _plain_piece(stored, dtype, info.shape, lambda: _converted(source.tensor(name), dtype))
         ]
     parts = [name.replace(".q.", f".{part}.") for part in ("q", "k", "v")]
     targets = {_target(source, source.info(part), dense) for part in parts}
@@ -267,7 +278,10 @@ def _openai_pieces(
     shape = (sum(own[0] for own in shapes), *shapes[0][1:])
     return [
         _plain_piece(
-            stored, dtype, shape, lambda: (convert(source.tensor(part), dtype) for part in parts)
+            stored,
+            dtype,
+            shape,
+            lambda: (data for part in parts for data in _converted(source.tensor(part), dtype)),
         )
     ]
 
@@ -310,8 +324,8 @@ def _every_other_row(source: TensorSource, name: str, dtype: DType, start: int) 
 def _gguf_data(tensor: Tensor, dtype: DType, rows: slice | None = None) -> Iterator[Array]:
     """Yield data as GGUF stores it; experts one at a time, of gate_up every other row."""
     if len(tensor.shape) < 3:
-        data = convert(tensor, dtype)
-        yield data if rows is None else data[:, rows]
+        for data in _converted(tensor, dtype):
+            yield data if rows is None else data[:, rows]
         return
     own = rows or slice(None)
     for expert in range(tensor.shape[0]):
