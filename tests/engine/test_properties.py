@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.engine.drive import check_pages, drain, make_worker, run_until_idle, solo
 from tests.fakes import FakeModel
@@ -104,6 +104,45 @@ def test_every_request_gets_what_it_would_get_alone(setup, script):
         assert sequence.channel.finish_reason == alone.channel.finish_reason
         assert sequence.channel.prompt_logprobs == alone.channel.prompt_logprobs
         assert sequence.channel.error is None
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    window=st.integers(1, 20),
+    page_tokens=st.sampled_from([1, 2, 4, 8]),
+    sequences=st.integers(1, 4),
+    more_batch_tokens=st.integers(0, 24),
+    lengths=st.lists(st.integers(1, 50), min_size=1, max_size=8),
+    share=st.booleans(),
+)
+# Without the page that admission leaves each sequence, the last one waits here.
+@example(3, 4, 3, 2, [10, 31, 15, 6, 43, 44, 21, 7], False)
+def test_planned_windowed_pages_suffice_for_all_sequences(
+    window, page_tokens, sequences, more_batch_tokens, lengths, share
+):
+    model = FakeModel((window, 0), page_tokens, VOCAB, CONTEXT)
+    config = EngineConfig(
+        context_tokens=CONTEXT,
+        cache_tokens=CONTEXT * 8,  # whole-context pages are never what is lacking
+        max_sequences=sequences,
+        max_batch_tokens=sequences + more_batch_tokens,
+        mixed_prefill_tokens=sequences + more_batch_tokens,
+        share_prefixes=share,
+    )
+    worker = make_worker(model, config)
+    for length in lengths:
+        worker.submit(Request(prompt=[length] * length, max_tokens=CONTEXT - length))
+    scheduler = worker.scheduler
+    schedule = scheduler.schedule
+
+    def checked():
+        unfinished = len(scheduler.running) + len(scheduler.waiting)
+        batch = schedule()
+        assert len(scheduler.running) == min(sequences, unfinished)
+        return batch
+
+    scheduler.schedule = checked
+    run_until_idle(worker)
 
 
 @settings(max_examples=60, deadline=None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from tests.engine.drive import check_pages, drain, make_worker, run_until_idle, solo
 from tests.fakes import FakeModel, sample
@@ -212,9 +214,59 @@ def test_draws_are_keyed_by_seed_and_position():
 def test_pages_are_planned_from_context_and_window():
     model = FakeModel(windows=(8, 0), page_tokens=4, max_context=100_000)
     config = EngineConfig(context_tokens=4096, max_sequences=2, max_batch_tokens=64)
-    working = 2 * (8 // 4 + 2) + 64 // 4
-    assert plan_pages(model, config) == (working + 1024 // 4, 1024)
-    assert plan_pages(model, EngineConfig(context_tokens=4096, cache_tokens=100))[1] == 25
+    # 64 new positions behind 2 windows, 2 pages for the ends of each, 1 each for admission.
+    working = (64 + 2 * (8 - 3)) // 4 + 2 * 2 + 2
+    assert plan_pages(model, config) == (working, 1024)
+    longer = dataclasses.replace(config, context_tokens=65536)
+    assert plan_pages(model, longer) == (working, 16384)
+    assert plan_pages(model, EngineConfig(context_tokens=4096, cache_tokens=100)) == (25, 25)
+
+
+def chat_turn(worker, prompt, max_tokens):
+    sequence = worker.submit(request(prompt, max_tokens=max_tokens))
+    run_until_idle(worker)
+    return sequence
+
+
+def long_chat(share_prefixes=True):
+    """A windowed pool of 32 pages, where the text of an answer takes 60."""
+    model = FakeModel(windows=(8, 0), page_tokens=4, max_context=1024)
+    config = EngineConfig(
+        context_tokens=1024,
+        cache_tokens=4096,
+        max_sequences=2,
+        max_batch_tokens=64,
+        share_prefixes=share_prefixes,
+    )
+    return make_worker(model, config), model
+
+
+def test_a_turn_whose_reasoning_was_dropped_goes_on_from_the_cut():
+    worker, model = long_chat()
+    prompt = [i % 50 for i in range(41)]
+    first = chat_turn(worker, prompt, 240)
+    assert worker.pages.pools[0].num_pages < 240 // 4
+    follow_up = [*prompt, 60, 61, 62]
+    second = chat_turn(worker, follow_up, 4)
+    assert second.channel.cached_tokens == 40
+    assert first.channel.completion_tokens == 240
+    assert drain(second) == drain(solo(request(follow_up), model, 1024))
+
+
+@pytest.mark.parametrize("num_tokens", [40, 41])
+def test_a_repeated_prompt_is_found_after_a_long_answer(num_tokens):
+    worker, _ = long_chat()
+    prompt = [i % 50 for i in range(num_tokens)]
+    chat_turn(worker, prompt, 240)
+    assert chat_turn(worker, prompt, 1).channel.cached_tokens == (num_tokens - 1) // 4 * 4
+
+
+def test_where_two_texts_branch_off_the_window_is_kept_for_a_third():
+    worker, _ = long_chat()
+    stem = [i % 50 for i in range(80)]
+    for last in (51, 52):
+        chat_turn(worker, stem + [last] * 200, 1)
+    assert chat_turn(worker, stem + [53] * 200, 1).channel.cached_tokens == 80
 
 
 def test_default_context_grows_with_what_its_keys_and_values_cost():

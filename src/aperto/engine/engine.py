@@ -24,8 +24,6 @@ from aperto.errors import ConfigError, ContextLengthError
 
 _DEFAULT_CACHE_BYTES = 256 << 20
 _LEAST_CONTEXT_TOKENS = 8192
-# Windowed groups keep this share of the full groups' pages for prefixes that come back.
-_WINDOW_SHARE = 4
 
 
 def default_context_tokens(model: CacheModel) -> int:
@@ -41,19 +39,21 @@ def default_context_tokens(model: CacheModel) -> int:
 def plan_pages(model: CacheModel, config: EngineConfig) -> tuple[int, ...]:
     """Pages of each window group under a configuration.
 
-    A group without a window holds cache_tokens. A windowed one holds what all sequences and one
-    batch need at once, and a share more to keep the windows of prefixes that may come back; never
-    more than a group without a window.
+    A group without a window holds cache_tokens. A windowed one holds what max_sequences and one
+    batch need at once, whatever the context, and never more than a group without a window; what
+    fewer sequences leave of it keeps the windows of prefixes that may come back.
     """
     context = min(model.config.max_context, config.context_tokens or default_context_tokens(model))
     full = -(-(config.cache_tokens or context) // model.page_tokens)
-    batch = -(-config.max_batch_tokens // model.page_tokens)
+    sequences = config.max_sequences
 
     def pages(window: int) -> int:
         if window == 0:
             return full
-        working = config.max_sequences * (window // model.page_tokens + 2) + batch
-        return min(full, working + full // _WINDOW_SHARE)
+        # A sequence that computes n positions reads and writes n + window - 1 neighbours; k of
+        # those touch at most (k - 2) // page_tokens + 2 pages. Admission leaves each one more.
+        neighbours = config.max_batch_tokens + sequences * (window - 3)
+        return min(full, neighbours // model.page_tokens + 3 * sequences)
 
     return tuple(pages(window) for window in model.window_groups)
 

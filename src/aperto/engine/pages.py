@@ -37,17 +37,18 @@ class PagePool:
         self.nodes: list[PrefixNode | None] = [None] * num_pages
         self._free = list(range(num_pages - 1, -1, -1))
         # Insertion order is the order of release: the first is the least recently used.
-        self._cached: dict[int, None] = {}
+        self._kept: dict[int, None] = {}
+        self._passed: dict[int, None] = {}
 
     @property
     def num_available(self) -> int:
         """Pages that `take` can hand out: free ones and cached ones."""
-        return len(self._free) + len(self._cached)
+        return len(self._free) + self.num_cached
 
     @property
     def num_cached(self) -> int:
         """Unreferenced pages that a prefix can still find."""
-        return len(self._cached)
+        return len(self._passed) + len(self._kept)
 
     @property
     def free_pages(self) -> list[int]:
@@ -57,15 +58,16 @@ class PagePool:
     @property
     def cached_pages(self) -> list[int]:
         """Unreferenced pages that a prefix can still find, the next to be evicted first."""
-        return list(self._cached)
+        return [*self._passed, *self._kept]
 
     def take(self) -> tuple[int, PrefixNode | None]:
         """Hand out a page with one reference, and the node that loses it if it was cached."""
         if self._free:
             page, node = self._free.pop(), None
         else:
-            page = next(iter(self._cached))
-            del self._cached[page]
+            cached = self._passed or self._kept
+            page = next(iter(cached))
+            del cached[page]
             node, self.nodes[page] = self.nodes[page], None
         self.refs[page] = 1
         return page, node
@@ -73,18 +75,23 @@ class PagePool:
     def hold(self, page: int) -> None:
         """Add a reference to a page that a prefix has found."""
         if self.refs[page] == 0:
-            del self._cached[page]
+            del (self._passed if page in self._passed else self._kept)[page]
         self.refs[page] += 1
 
-    def release(self, page: int) -> None:
-        """Drop a reference; the last one leaves the page cached if a prefix knows it."""
+    def release(self, page: int, keep: bool = True) -> None:
+        """Drop a reference; the last one leaves the page cached if a prefix knows it.
+
+        Without `keep` it is evicted before all that are kept.
+        """
         self.refs[page] -= 1
         if self.refs[page]:
             return
         if self.nodes[page] is None:
             self._free.append(page)
+        elif keep:
+            self._kept[page] = None
         else:
-            self._cached[page] = None
+            self._passed[page] = None
 
 
 class Pages:
@@ -148,7 +155,7 @@ class Pages:
     # --- prefixes ------------------------------------------------------------------------------
 
     def match(self, sequence: Sequence) -> tuple[int, list[PrefixNode]]:
-        """Longest reusable prefix, in pages, and the nodes along it.
+        """Longest reusable prefix, in pages, and the nodes along all of the text that is known.
 
         Windowed groups need only the pages that later queries read. The last token is never part
         of it: its logits must be computed.
@@ -172,7 +179,7 @@ class Pages:
                 for group, run in enumerate(runs)
             ):
                 best = idx + 1
-        return best, nodes[:best]
+        return best, nodes
 
     def _page_key(self, sequence: Sequence, idx: int) -> bytes:
         # The bytes of the tokens themselves: a dict lookup compares them, not only their hash.
@@ -208,7 +215,7 @@ class Pages:
         position = num_cached * self.page_tokens
         firsts = [self.first_needed(group, position) for group in range(len(self.windows))]
         for group, pool in enumerate(self.pools):
-            reused = [node.pages[group] for node in nodes[firsts[group] :]]
+            reused = [node.pages[group] for node in nodes[firsts[group] : num_cached]]
             needed = self.working_pages(group, sequence.num_tokens)
             revived = sum(pool.refs[page] == 0 for page in reused)
             if needed - len(reused) + revived + spare > pool.num_available:
@@ -218,7 +225,9 @@ class Pages:
                 page = nodes[idx].pages[group]
                 pool.hold(page)
                 self.tables[group][row, idx] = page
-        sequence.admit(row, position, firsts, num_cached, nodes[-1] if nodes else self._root)
+        tip = nodes[num_cached - 1] if num_cached else self._root
+        sequence.admit(row, position, firsts, num_cached, tip)
+        sequence.kept_ends = (len(nodes), sequence.num_prompt // self.page_tokens)
         sequence.tip.holds += 1
         self.take(sequence, position)
         return True
@@ -279,9 +288,19 @@ class Pages:
             return
         table, pool = self.tables[group], self.pools[group]
         for idx in range(start, end):
-            pool.release(int(table[sequence.row, idx]))
+            pool.release(int(table[sequence.row, idx]), keep=self._is_kept(sequence, group, idx))
         table[sequence.row, start:end] = -1
         sequence.first_pages[group] = end
+
+    def _is_kept(self, sequence: Sequence, group: int, idx: int) -> bool:
+        """Whether a page lies in the window before a place where a later text may go on.
+
+        One page more than the window: of a prompt that is repeated, the last token is computed.
+        """
+        return any(
+            self.first_needed(group, (end - 1) * self.page_tokens) <= idx < end
+            for end in sequence.kept_ends
+        )
 
     def release(self, sequence: Sequence) -> None:
         """Take all pages back; the tail of the text is the first to be evicted later."""

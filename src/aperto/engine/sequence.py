@@ -67,6 +67,7 @@ class Sequence:
         "end_pages",
         "first_pages",
         "is_cancelled",
+        "kept_ends",
         "max_tokens",
         "may_reuse_prefix",
         "num_computed",
@@ -116,6 +117,9 @@ class Sequence:
         """First logical page held in each group; those before it are behind the window."""
         self.end_pages = [0] * num_groups
         """One past the last logical page held in each group."""
+        self.kept_ends: tuple[int, ...] = ()
+        """Logical pages before which other texts are likely to end or to branch off: the end of
+        the prompt, as a next turn drops the reasoning after it, and the end of what was known."""
 
     @property
     def is_decoding(self) -> bool:
