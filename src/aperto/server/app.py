@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
-from aperto.server import chat_completions, models, monitor
+from aperto.server import chat_completions, compact, models, monitor, responses, websocket
 from aperto.server.errors import add_handlers
 from aperto.server.security import Guard
 from aperto.server.services import Services
 
-_DOORS = (chat_completions, models, monitor)
+_DOORS = (chat_completions, compact, responses, websocket, models, monitor)
 
 
 def create_app(services: Services) -> FastAPI:
@@ -21,7 +21,7 @@ def create_app(services: Services) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        services.pool.start()
+        await services.start()
         try:
             yield
         finally:

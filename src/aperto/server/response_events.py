@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 
@@ -52,10 +53,12 @@ class ResponseWriter:
         piece: Piece | None = None,
         seal: Seal | None = None,
         is_reasoning_hidden: bool = False,
-        is_served: Callable[[str], bool] = lambda recipient: False,
+        is_served: Callable[[str], bool] | None = None,
     ) -> None:
         self.body = body
-        self._table, self._piece, self._seal = table, piece, seal
+        self.piece = piece
+        """Bytes of a token, where logprobs are shown."""
+        self._table, self._seal = table, seal
         self._is_hidden, self._is_served = is_reasoning_hidden, is_served
         self.whole: list[Json] = []
         """The output items with all their reasoning, whatever the body shows."""
@@ -113,12 +116,7 @@ class ResponseWriter:
         """An event that says that the response is still worked on, and how far its prompt is."""
         event = self._response_event("response.in_progress")
         if progress is not None:
-            event["aperto"] = {
-                "prefill": {
-                    "done_tokens": progress.done_tokens,
-                    "total_tokens": progress.total_tokens,
-                }
-            }
+            event["prefill"] = dataclasses.asdict(progress)
         return [event]
 
     def warn(self, text: str) -> None:
@@ -144,7 +142,7 @@ class ResponseWriter:
             usage.completion_tokens,
             done.reasoning_tokens,
         )
-        self.body.setdefault("aperto", {})["seed"] = done.seed
+        self.body["seed"] = done.seed
         is_cut = done.finish_reason in ("length", "cancelled")
         if done.finish_reason == "cancelled":
             return self.cancel()
@@ -173,7 +171,7 @@ class ResponseWriter:
         return self._open(MessageItem(index, phase))
 
     def _call(self, index: int, recipient: str) -> OutputItem:
-        if self._is_served(recipient):
+        if self._is_served is not None and self._is_served(recipient):
             return ServedCallItem(index, recipient)
         tool = self._table.of(recipient)
         item = CustomCallItem(index, tool) if tool.kind == "custom" else CallItem(index, tool)
@@ -239,20 +237,17 @@ class ResponseWriter:
         return self._numbered(events)
 
     def _note_token(self, event: TokenDrawn) -> None:
-        if self._piece is None or not isinstance(self._current, MessageItem):
+        if self.piece is None or not isinstance(self._current, MessageItem):
             return
-        if (data := self._piece(event.token.id)) is not None:
-            self._logprobs.append(_logprob(event.token, data, self._piece))
+        if (data := self.piece(event.token.id)) is not None:
+            self._logprobs.append(_logprob(event.token, data, self.piece))
 
     def _extend(self, field: str, text: str) -> None:
-        extension = self.body.setdefault("aperto", {})
-        extension[field] = [*extension.get(field, ()), text]
+        known = self.body.get(field, [])
+        self.body[field] = known if text in known else [*known, text]
 
     def _response_event(self, kind: str) -> Json:
-        response = dict(self.body)
-        if "aperto" in response:
-            response["aperto"] = dict(response["aperto"])
-        return self._numbered([{"type": kind, "response": response}])[0]
+        return self._numbered([{"type": kind, "response": dict(self.body)}])[0]
 
     def _numbered(self, events: list[Json]) -> list[Json]:
         for event in events:

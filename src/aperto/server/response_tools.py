@@ -6,7 +6,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 from aperto.harmony import FunctionTool
 from aperto.harmony.render import FUNCTIONS
@@ -117,8 +117,9 @@ class ToolTable:
         if choice == "required" and not self._by_recipient:
             self.warnings.append("tool_choice: 'required' without a tool to call; 'auto' is used")
             return "auto"
-        if choice == "auto" or choice == "none" or choice == "required":
-            return choice
+        for known in get_args(ToolChoice):
+            if choice == known:
+                return cast(ToolChoice, known)
         raise ApiError(
             400,
             f"tool_choice is {choice!r}; expected auto, none, required or an object",

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING
 
 from starlette.requests import HTTPConnection
 
 from aperto.server.metrics import Metrics
 from aperto.server.pool import ModelPool
 from aperto.server.recall import Recall
+from aperto.server.seal import Sealer
 from aperto.server.settings import ServerSettings
+from aperto.server.store import Store
+
+if TYPE_CHECKING:
+    from aperto.server.background import Background
 
 
 @dataclasses.dataclass(slots=True)
@@ -21,20 +26,47 @@ class Services:
     pool: ModelPool
     recall: Recall
     metrics: Metrics
-    store: Any = None
+    store: Store | None = None
     """Where responses are kept; None keeps none."""
-    sealer: Any = None
+    sealer: Sealer | None = None
     """Encrypts reasoning that clients carry; None where there is no key."""
+    background: Background | None = None
+    """Makes responses that nobody waits for; None where none are kept."""
 
     @classmethod
     def create(cls, settings: ServerSettings, pool: ModelPool | None = None) -> Services:
         """Services as the settings ask for."""
+        from aperto.server.background import Background  # needs this module itself
+
         pool = pool or ModelPool(settings)
-        return cls(settings, pool, Recall(settings.recall_entries), Metrics(pool))
+        store = Store(
+            settings.state_dir / "responses.db",
+            ttl_s=settings.store_ttl_s,
+            max_bytes=settings.store_max_bytes,
+        )
+        return cls(
+            settings,
+            pool,
+            Recall(settings.recall_entries),
+            Metrics(pool),
+            store,
+            Sealer.from_file(settings.state_dir / "seal.key"),
+            Background(store),
+        )
+
+    async def start(self) -> None:
+        """Take up the work: what a killed server left behind comes first."""
+        self.pool.start()
+        if self.background is not None:
+            await self.background.recover()
 
     async def close(self) -> None:
-        """Free what is held; running answers end with an error."""
+        """Free what is held; answers that take longer than the grace end with an error."""
+        if self.background is not None:
+            await self.background.close(self.settings.shutdown_grace_s)
         await self.pool.close()
+        if self.store is not None:
+            self.store.close()
 
 
 def services(connection: HTTPConnection) -> Services:

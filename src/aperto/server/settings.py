@@ -58,6 +58,12 @@ class ServerSettings:
     """Instructions put before those of every conversation."""
     state_dir: Path = dataclasses.field(default_factory=state_dir)
     """Folder of what outlives a restart."""
+    store_ttl_s: float = 30 * 86400.0
+    """Seconds after its last use that a stored response is kept."""
+    store_max_bytes: int = 1 << 30
+    """Text of stored responses that is kept in all; the least recently used go first."""
+    shutdown_grace_s: float = 30.0
+    """Seconds that responses in the background may take to finish when the server stops."""
 
     def __post_init__(self) -> None:
         if not self.models:
@@ -67,7 +73,13 @@ class ServerSettings:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected 1 or more")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port is {self.port}; expected 0 to 65535")
-        for name in ("heartbeat_s", "idle_unload_s", "memory_cap_bytes"):
+        for name in (
+            "heartbeat_s",
+            "idle_unload_s",
+            "memory_cap_bytes",
+            "store_ttl_s",
+            "store_max_bytes",
+        ):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigError(f"{name} is {value}; expected a number above 0")

@@ -103,8 +103,11 @@ class Store:
             db.executemany("INSERT INTO items VALUES (?, ?, ?, ?, ?)", items)
             self._prune(db)
 
-    def update(self, stored: Stored) -> bool:
-        """Replace the state of a response; False, and nothing done, where it was deleted."""
+    def update(self, stored: Stored, events: Iterable[Json] = ()) -> bool:
+        """Replace the state of a response and add to its event log.
+
+        False, and nothing done, where it was deleted.
+        """
         body, text = stored.body, _dump(stored.body)
         items = _item_rows(stored)
         size = len(text) + sum(len(row[-1]) for row in items)
@@ -117,6 +120,7 @@ class Store:
             if known.rowcount:
                 db.execute("DELETE FROM items WHERE response_id = ?", (body["id"],))
                 db.executemany("INSERT INTO items VALUES (?, ?, ?, ?, ?)", items)
+                _log_events(db, body["id"], events)
                 self._prune(db)
         return known.rowcount > 0
 
@@ -173,14 +177,8 @@ class Store:
 
     def append_events(self, response_id: str, events: Iterable[Json]) -> None:
         """Add to a response's event log; nothing happens where it was deleted."""
-        rows = [(response_id, event["sequence_number"], _dump(event)) for event in events]
         with self._transaction() as db:
-            size = sum(len(row[2]) for row in rows)
-            known = db.execute(
-                "UPDATE responses SET num_bytes = num_bytes + ? WHERE id = ?", (size, response_id)
-            )
-            if known.rowcount:
-                db.executemany("INSERT INTO events VALUES (?, ?, ?)", rows)
+            _log_events(db, response_id, events)
 
     def events(self, response_id: str, after: int = -1) -> list[Json]:
         """The logged events whose sequence number is greater than `after`."""
@@ -315,6 +313,16 @@ def _migrate(db: sqlite3.Connection, path: Path) -> None:
         for statement in filter(str.strip, _SCHEMA.split(";")):
             db.execute(statement)
         db.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+
+
+def _log_events(db: sqlite3.Connection, response_id: str, events: Iterable[Json]) -> None:
+    rows = [(response_id, event["sequence_number"], _dump(event)) for event in events]
+    known = db.execute(
+        "UPDATE responses SET num_bytes = num_bytes + ? WHERE id = ?",
+        (sum(len(row[2]) for row in rows), response_id),
+    )
+    if known.rowcount:
+        db.executemany("INSERT INTO events VALUES (?, ?, ?)", rows)
 
 
 def _items(db: sqlite3.Connection, response_id: str, kinds: Sequence[int]) -> list[Json]:

@@ -27,7 +27,7 @@ class ReasoningConfig(_Lenient):
     """none, minimal, low, medium, high or xhigh."""
     summary: str | None = None
     """Accepted; the reasoning itself is shown, no summary is written."""
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=1)
     """Most tokens of reasoning (an extension); the answer is then begun."""
     exclude: bool = False
     """Whether the reasoning is kept out of the response (an extension)."""
@@ -64,27 +64,27 @@ class ResponsesRequest(_Lenient):
     """auto, none, required, or an object that names tools."""
     parallel_tool_calls: bool | None = None
     """Whether more than one call may be made in one turn; by default yes."""
-    max_tool_calls: int | None = Field(None, ge=0)
+    max_tool_calls: int | None = Field(default=None, ge=0)
     """Most rounds of tools that the server runs itself."""
     text: TextConfig | None = None
     """What form the answer has."""
     reasoning: ReasoningConfig | None = None
     """How much the model thinks."""
-    max_output_tokens: int | None = Field(None, ge=1)
+    max_output_tokens: int | None = Field(default=None, ge=1)
     """Most tokens, reasoning included."""
-    temperature: float | None = Field(None, ge=0, le=100)
+    temperature: float | None = Field(default=None, ge=0, le=100)
     """Sampling temperature; 1 by default."""
-    top_p: float | None = Field(None, gt=0, le=1)
+    top_p: float | None = Field(default=None, gt=0, le=1)
     """Nucleus sampling; 1 by default."""
-    top_k: int | None = Field(None, ge=0)
+    top_k: int | None = Field(default=None, ge=0)
     """Most tokens to draw from (an extension); 0 sets no limit."""
-    min_p: float | None = Field(None, ge=0, le=1)
+    min_p: float | None = Field(default=None, ge=0, le=1)
     """Least probability relative to the likeliest token (an extension)."""
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     """Off every token that was drawn before."""
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     """Off every token, for each time it was drawn before."""
-    repetition_penalty: float | None = Field(None, gt=0)
+    repetition_penalty: float | None = Field(default=None, gt=0)
     """Factor against tokens of prompt and answer (an extension)."""
     logit_bias: dict[str, float] | None = None
     """Token ids and what is added to their logits (an extension)."""
@@ -92,7 +92,7 @@ class ResponsesRequest(_Lenient):
     """Repeats an answer (an extension)."""
     stop: str | list[str] | None = None
     """Strings that end the answer (an extension)."""
-    top_logprobs: int | None = Field(None, ge=0, le=20)
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
     """Most likely tokens shown with each token of the answer."""
     stream: bool | None = None
     """Whether to send events as they come."""
@@ -221,3 +221,53 @@ def usage_body(
         "output_tokens_details": {"reasoning_tokens": reasoning_tokens},
         "total_tokens": input_tokens + output_tokens,
     }
+
+
+class ResponseObject(_Lenient):
+    """A response; its other fields say what was asked for. As extensions, `warnings` lists what
+    was not done as asked, `repairs` what was mended in the model's format, and `seed` repeats the
+    answer."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    status: str
+    """queued, in_progress, completed, incomplete, failed or cancelled."""
+    model: str
+    output: list[Json]
+    """Items: reasoning, message, function_call, custom_tool_call, mcp_call."""
+
+
+class ItemList(BaseModel):
+    """A page of items."""
+
+    object: Literal["list"]
+    data: list[Json]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class DeletedResponse(BaseModel):
+    """What is said of a response that was deleted."""
+
+    id: str
+    object: Literal["response"]
+    deleted: bool
+
+
+class InputTokens(BaseModel):
+    """The length of a prompt."""
+
+    object: Literal["response.input_tokens"]
+    input_tokens: int
+
+
+class CompactedObject(BaseModel):
+    """A conversation made short: its user messages and a sealed summary of the rest."""
+
+    id: str
+    object: Literal["response.compaction"]
+    created_at: int
+    output: list[Json]
+    usage: Json
