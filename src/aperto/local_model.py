@@ -27,6 +27,7 @@ from aperto.harmony import (
     MessageEnd,
     Repair,
     TextDelta,
+    TurnRules,
     from_chat,
 )
 from aperto.tokenizer import Tokenizer
@@ -101,8 +102,9 @@ class LocalModel:
     ) -> Answer | Iterator[ChatEvent]:
         """Answer a prompt: the whole Answer, or with `stream` its events as they come.
 
-        Options: those of ChatOptions (effort, system, max_tokens, stop, logprobs,
-        num_top_logprobs) and of SamplingParams (seed, temperature, top_p, ...), by name.
+        Options: those of ChatOptions (effort, system, max_tokens, stop, rules, tools, ...) and of
+        SamplingParams (seed, temperature, top_p, ...), by name. The effort "none" answers without
+        reasoning.
         Raises ConfigError for others, and what `Chat.stream` raises.
         """
         events = self.conversations.stream(_conversation(prompt), make_options(**options))
@@ -157,8 +159,13 @@ def make_options(**options: Any) -> ChatOptions:
         options["stop"] = (options["stop"],)
     elif "stop" in options:
         options["stop"] = tuple(options["stop"])
+    if options.get("effort") == "none":
+        rules = options.get("rules") or TurnRules()
+        options["rules"] = dataclasses.replace(rules, reasoning=False)
+        options["effort"] = Effort.LOW
     if options.get("effort") is not None and options["effort"] not in tuple(Effort):
-        raise ConfigError(f"effort is {options['effort']!r}; expected one of {', '.join(Effort)}")
+        known = ", ".join(("none", *Effort))
+        raise ConfigError(f"effort is {options['effort']!r}; expected one of {known}")
     return ChatOptions(**options)
 
 

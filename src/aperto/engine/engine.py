@@ -74,7 +74,8 @@ class Engine:
             model.config.max_context, self.config.context_tokens or default_context_tokens(model)
         )
         """Longest prompt and answer together, in tokens."""
-        self._vocab_size = model.config.vocab_size
+        self.vocab_size = model.config.vocab_size
+        """Rows of the model's head: token ids are below it."""
         self._worker = Worker(
             model,
             plan_pages(model, self.config),
@@ -117,10 +118,10 @@ class Engine:
         self._worker.cancel(sequence)
 
     def _check_ids(self, what: str, ids: NDArray[np.int64]) -> None:
-        if ids.size and (ids.min() < 0 or ids.max() >= self._vocab_size):
+        if ids.size and (ids.min() < 0 or ids.max() >= self.vocab_size):
             wrong = int(ids.min() if ids.min() < 0 else ids.max())
             raise ConfigError(
-                f"{what} has token id {wrong}; the model's ids are 0..{self._vocab_size - 1}"
+                f"{what} has token id {wrong}; the model's ids are 0..{self.vocab_size - 1}"
             )
 
     def stats(self) -> EngineStats:

@@ -1,0 +1,249 @@
+"""The one grammar of a turn: channels, recipients, arguments and the answer in one automaton.
+
+What `turn_grammar` writes is read by llguidance. Special tokens stand in it by name, so that no
+text can take their place; where the grammar holds, no header can be sampled that needs mending.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from llguidance import LLMatcher, LLTokenizer
+from numpy.typing import NDArray
+
+from aperto.errors import ConfigError, EngineError
+from aperto.formats.vocabulary import PATTERN
+from aperto.harmony.loosen import WHITESPACE, held_schema
+from aperto.harmony.rules import (
+    FUNCTIONS_PREFIX,
+    AnswerFormat,
+    CallRule,
+    JsonObject,
+    JsonSchema,
+    Lark,
+    Regex,
+    TurnRules,
+)
+from aperto.tokenizer import Tokenizer
+
+_MAX_COMPILED = 64
+_HEAD = '<|start|> "assistant"'
+_JSON_TYPES = '(" json" | " code" | " " <|constrain|> "json")?'
+_TEXT_TYPES = '(" code" | " text")?'
+# What may stand in a Lark grammar without being a special token.
+_QUOTED = re.compile(
+    r'"(?:\\.|[^"\\\n])*"|//[^\n]*|#[^\n]*|/(?![/*])(?:\\.|\[(?:\\.|[^\]\\\n])*\]|[^/\\\n])+/'
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TurnGrammar:
+    """A grammar and what it leaves open."""
+
+    text: str
+    """The grammar in llguidance's JSON form."""
+    warnings: tuple[str, ...]
+    """One line a part of a schema that is not enforced."""
+
+
+def turn_grammar(rules: TurnRules) -> TurnGrammar:
+    """Write the grammar of what follows ``<|start|>assistant``, to the end of the turn.
+
+    Raises ConfigError for an answer's regular expression or Lark grammar that cannot be read.
+    """
+    return _Writer(rules).grammar()
+
+
+class _Writer:
+    """Collects the rules of one turn and the grammars they refer to."""
+
+    def __init__(self, rules: TurnRules) -> None:
+        self._rules = rules
+        self._parts: list[dict[str, Any]] = []
+        self._warnings: list[str] = []
+
+    def grammar(self) -> TurnGrammar:
+        lines = list(self._lines())
+        grammars = [{"lark_grammar": "\n".join(lines) + "\n"}, *self._parts]
+        return TurnGrammar(json.dumps({"grammars": grammars}), tuple(self._warnings))
+
+    def _lines(self) -> Iterator[str]:
+        rules = self._rules
+        calls = rules.callable
+        if rules.tool_choice == "required":
+            yield from self._required()
+        else:
+            ways = [f"analysis {_HEAD} start"] if rules.reasoning else []
+            ways += [f"preamble {_HEAD} start", "calls"] if calls else []
+            yield f"start: {' | '.join([*ways, 'answer'])}"
+            yield f"answer: {self._answer(rules.answer)} <|return|>"
+        yield 'analysis: <|channel|> "analysis" <|message|> TEXT <|end|>'
+        if calls:
+            yield 'preamble: <|channel|> "commentary" <|message|> SOME_TEXT <|end|>'
+            further = f" | call <|end|> {_HEAD} calls" if rules.parallel_calls else ""
+            yield f"calls: call <|call|>{further}"
+            yield f"call: {' | '.join(f'call_{i}' for i in range(len(calls)))}"
+            for idx, call in enumerate(calls):
+                yield f"call_{idx}: {self._call(idx, call)}"
+        yield "TEXT: /(?s:.*)/"
+        yield "SOME_TEXT: /(?s:.+)/"
+
+    def _required(self) -> Iterator[str]:
+        """At most one thought and one preamble: a model that would not call could go on for ever."""
+        yield f"start: {f'(analysis {_HEAD})? ' if self._rules.reasoning else ''}(preamble {_HEAD})? calls"
+
+    def _call(self, idx: int, call: CallRule) -> str:
+        target = f'" to={call.recipient}"'
+        is_function = call.recipient.startswith(FUNCTIONS_PREFIX)
+        with_analysis = self._rules.reasoning and not is_function
+        channel = '("commentary" | "analysis")' if with_analysis else '"commentary"'
+        header = f"({target} <|channel|> {channel} | <|channel|> {channel} {target})"
+        if call.parameters is None:
+            return f"{header} {_TEXT_TYPES} <|message|> SOME_TEXT"
+        name = f"arguments_{idx}"
+        self._schema(name, call.parameters, call.strict, f"{call.recipient} arguments", True)
+        return f"{header} {_JSON_TYPES} <|message|> @{name}"
+
+    def _answer(self, answer: AnswerFormat | None) -> str:
+        header = '<|channel|> "final"'
+        if answer is None:
+            return f"{header} <|message|> SOME_TEXT"
+        if isinstance(answer, JsonSchema | JsonObject):
+            header += ' (" " <|constrain|> "json")?'
+        if isinstance(answer, JsonSchema):
+            self._schema("answer_text", answer.schema, answer.strict, "answer", False)
+        elif isinstance(answer, JsonObject):
+            self._schema("answer_text", {"type": "object"}, False, "answer", True)
+        else:
+            self._parts.append({"name": "answer_text", **_text_grammar(answer)})
+        return f"{header} <|message|> @answer_text"
+
+    def _schema(
+        self, name: str, schema: Mapping[str, Any], strict: bool, where: str, is_object: bool
+    ) -> None:
+        held = held_schema(schema, strict, is_object)
+        self._warnings += [where + loss for loss in held.losses]
+        root = held.schema
+        if isinstance(root, dict):
+            root = {**root, "x-guidance": {"whitespace_pattern": WHITESPACE}}
+        self._parts.append({"name": name, "json_schema": root})
+
+
+def _text_grammar(answer: Regex | Lark) -> dict[str, Any]:
+    """The grammar of a text answer. Raises ConfigError where it cannot be read."""
+    if isinstance(answer, Regex):
+        what, text = "regular expression", LLMatcher.grammar_from_regex(answer.pattern)
+        text = json.loads(text)["grammars"][0]["lark_grammar"]
+    else:
+        what, text = "Lark grammar", answer.grammar
+        if "<" in _QUOTED.sub("", text):
+            raise ConfigError(
+                "the answer's Lark grammar names special tokens in <...>; expected text only: "
+                "the turn's headers are added around it"
+            )
+    wrong = LLMatcher.validate_grammar(json.dumps({"grammars": [{"lark_grammar": text}]}))
+    if wrong:
+        raise ConfigError(f"the answer's {what} cannot be used: {wrong.strip()}")
+    return {"lark_grammar": text}
+
+
+class GrammarCompiler:
+    """Makes constraints of grammars, for one vocabulary; thread-safe.
+
+    Args:
+        tokenizer: the checkpoint's tokenizer.
+        vocab_size: rows of the model's head, where it has more than the tokenizer has ids.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int | None = None) -> None:
+        self._vocab_size = max(vocab_size or 0, tokenizer.vocab_size)
+        self._compiled: collections.OrderedDict[str, LLMatcher] = collections.OrderedDict()
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "aperto-mask")
+        # A second of work for o200k: done while the first prompt is prepared.
+        self._tokenizer = self._pool.submit(_matcher_tokenizer, tokenizer, self._vocab_size)
+
+    def constraint(self, grammar: TurnGrammar) -> GrammarConstraint:
+        """A fresh constraint for one request. Raises ConfigError on a grammar too large to use."""
+        matcher = self._matcher(grammar.text).deep_copy()
+        return GrammarConstraint(matcher, self._vocab_size, self._pool.submit)
+
+    def _matcher(self, text: str) -> LLMatcher:
+        with self._lock:
+            matcher = self._compiled.pop(text, None)
+            if matcher is None:
+                matcher = LLMatcher(self._tokenizer.result(), text, log_level=0)
+                if matcher.is_error():
+                    raise ConfigError(
+                        f"the grammar of the turn cannot be used: {matcher.get_error()}"
+                    )
+            self._compiled[text] = matcher
+            if len(self._compiled) > _MAX_COMPILED:
+                self._compiled.popitem(last=False)
+            return matcher
+
+
+class GrammarConstraint:
+    """A grammar's state along one answer; an `aperto.engine.Constraint`.
+
+    The mask of the next token is computed on another thread from the moment the last one is
+    accepted, and so while the model computes.
+    """
+
+    def __init__(
+        self,
+        matcher: LLMatcher,
+        vocab_size: int,
+        submit: Callable[[Callable[[], None]], Future[None]],
+    ) -> None:
+        self._matcher = matcher
+        self._submit = submit
+        self._mask = np.zeros(-(-vocab_size // 32), dtype=np.uint32)  # [ceil(vocab / 32)]
+        self._pending = submit(self._compute)
+
+    def mask(self) -> NDArray[np.uint32]:
+        """Allowed next tokens: [ceil(vocab / 32)]; valid until the next `accept`."""
+        self._pending.result()
+        return self._mask
+
+    def accept(self, token_id: int) -> None:
+        """Advance over a token. Raises EngineError where the grammar does not allow it."""
+        self._pending.result()
+        if not self._matcher.consume_token(token_id):
+            raise EngineError(
+                f"the grammar does not allow token {token_id}: {self._matcher.get_error()}"
+            )
+        if not self.is_done:
+            self._pending = self._submit(self._compute)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the turn is complete."""
+        return bool(self._matcher.is_accepting())
+
+    def _compute(self) -> None:
+        self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
+        if self._matcher.is_error():
+            raise EngineError(f"the grammar failed: {self._matcher.get_error()}")
+
+
+def _matcher_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> LLTokenizer:
+    # The turn ends in <|return|> or <|call|>, which the grammar names; no other end is allowed.
+    end = tokenizer.special.get("<|endoftext|>", tokenizer.special_id("<|return|>"))
+    return LLTokenizer.from_tiktoken(  # type: ignore[attr-defined, no-any-return]
+        encoder=tokenizer.ranks,
+        special_tokens=tokenizer.special,
+        pattern=PATTERN,
+        eos_token=end,
+        n_vocab=vocab_size,
+        slices=None,
+    )
