@@ -1,0 +1,1 @@
+"""Tools that the model may call: they take a call and answer it with messages."""
