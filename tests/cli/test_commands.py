@@ -170,3 +170,6 @@ def test_bench_passes_its_options_on(aperto, tiny, monkeypatch):
     )
     assert "| decode, empty |" in shown
     assert json.loads(aperto(*arguments, "--json").stdout)["rows"][0]["unit"] == "tokens/s"
+    assert not asked["confirm"]("Write 12.1 GB?"), "nobody is there to agree"
+    aperto(*arguments, "--yes")
+    assert asked["confirm"]("Write 12.1 GB?")

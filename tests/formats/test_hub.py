@@ -156,6 +156,17 @@ def test_resolve_model(tmp_path: Path, server: HubServer) -> None:
     assert REPO not in [entry.name for entry in hub.list_models()]
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["", "x" * 300, "x/" * 3000, "org/" + "m" * 5000, "org/m\n", "a\0b", "~nosuchuser/model"],
+    ids=["empty", "long", "deep", "long repository", "newline", "nul", "nobody's home"],
+)
+def test_names_that_no_file_can_have(name: str) -> None:
+    with pytest.raises(ModelNotFoundError, match="expected a path") as caught:
+        hub.resolve_model(name)
+    assert len(str(caught.value)) < 600
+
+
 @pytest.mark.parametrize("layout", ["hf", "gguf"])
 def test_hub_that_names_files_outside_the_cache(server: HubServer, layout: Any) -> None:
     server.files["../../../evil.gguf"] = b"x"

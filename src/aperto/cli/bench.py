@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
+from aperto.cli import asking
 from aperto.cli.app import settings_of
-from aperto.cli.asking import confirm
 from aperto.cli.options import JsonOption, LogLevelOption, PrecisionOption, ThreadsOption
 from aperto.cli.progress import step_progress
 
@@ -46,6 +46,9 @@ def bench(
         Path | None,
         typer.Option(metavar="FILE", help="The Python that has llama-cpp-python."),
     ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Write the peer's file without asking.")
+    ] = False,
     as_json: JsonOption = False,
     log_level: LogLevelOption = None,
 ) -> None:
@@ -70,7 +73,7 @@ def bench(
             isa=settings.isa,
             cache_dir=settings.cache_dir,
             progress=progress,
-            confirm=confirm,
+            confirm=(lambda question: True) if yes else asking.confirm,
         )
     if as_json:
         typer.echo(json.dumps(report.to_json(), indent=2))

@@ -132,11 +132,9 @@ def _model_name(model: str | None, settings: Settings) -> str:
         return settings.default_model
     try:
         resolve_model(model)
-    except (ModelNotFoundError, OSError, RuntimeError) as error:
-        shown = model if len(model) <= 40 else model[:40] + "…"
-        known = error if isinstance(error, ModelNotFoundError) else f"no model {shown!r}"
+    except ModelNotFoundError as error:
         raise ModelNotFoundError(
-            f"{known}; to send a prompt to the default model ({settings.default_model}), "
+            f"{error}; to send a prompt to the default model ({settings.default_model}), "
             "write: aperto chat -p/--prompt TEXT"
         ) from error
     return model

@@ -1,4 +1,7 @@
-"""A progress bar on standard error, where that is a terminal."""
+"""A progress bar on standard error, where that is a terminal.
+
+A bar appears with the first report, so that a question asked before it stands undisturbed.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +34,17 @@ def byte_progress(title: str) -> Iterator[Callable[[int, int], None]]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*shown, console=console, transient=True) as progress:
-        task = progress.add_task(title, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+    progress = Progress(*shown, console=console, transient=True)
+    task = progress.add_task(title, total=None)
+
+    def report(done: int, total: int) -> None:
+        progress.start()
+        progress.update(task, completed=done, total=total)
+
+    try:
+        yield report
+    finally:
+        progress.stop()
 
 
 @contextmanager
@@ -46,8 +57,14 @@ def step_progress() -> Iterator[Callable[[int, int, str], None]]:
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
     shown = (BarColumn(), TaskProgressColumn(), TextColumn("{task.description}"))
-    with Progress(*shown, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=None)
-        yield lambda done, total, what: progress.update(
-            task, completed=done, total=total, description=what
-        )
+    progress = Progress(*shown, console=Console(stderr=True), transient=True)
+    task = progress.add_task("", total=None)
+
+    def report(done: int, total: int, what: str) -> None:
+        progress.start()
+        progress.update(task, completed=done, total=total, description=what)
+
+    try:
+        yield report
+    finally:
+        progress.stop()

@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
 
 NANO = "nano"
-_REPO_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+_REPO_ID = re.compile(r"^[\w.-]{1,96}/[\w.-]{1,96}\Z", re.ASCII)
 _REVISION = re.compile(r"^\w[\w-]*(\.[\w-]+)*$")
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
+_SHOWN_CHARS = 80
 _SPLIT_PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 
 Progress = Callable[[int, int], None]
@@ -61,8 +62,8 @@ def resolve_model(name: str | Path) -> Path:
     text = str(name)
     if text == NANO and nano_path().is_dir():
         return nano_path()
-    if Path(text).expanduser().exists():
-        return Path(text).expanduser()
+    if (path := _existing(text)) is not None:
+        return path
     if _REPO_ID.match(text) and (snapshot := _snapshot(_cache_folder(), text)):
         problem = _incomplete(snapshot)
         if not problem:
@@ -72,9 +73,20 @@ def resolve_model(name: str | Path) -> Path:
         )
     known = ", ".join(entry.name for entry in list_models()) or "none"
     pull_line = f"; to download it, run: aperto pull {text}" if _REPO_ID.match(text) else ""
+    shown = text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "…"
     raise ModelNotFoundError(
-        f"no model {text!r}; expected a path, a pulled org/name, or one of: {known}{pull_line}"
+        f"no model {shown!r}; expected a path, a pulled org/name, or one of: {known}{pull_line}"
     )
+
+
+def _existing(text: str) -> Path | None:
+    """The file or folder of this name; None also for names that no file can have."""
+    try:
+        path = Path(text).expanduser()
+        return path if text and path.exists() else None
+    # Too long or not allowed to look; a NUL character; the home folder of nobody.
+    except (OSError, ValueError, RuntimeError):
+        return None
 
 
 def list_models() -> list[ModelEntry]:

@@ -14,6 +14,7 @@ from aperto import machine
 from aperto.config import ModelConfig, Precision, default_cache_dir
 from aperto.errors import ConfigError, UsageError
 from aperto.formats import Checkpoint, DType, open_checkpoint, write_checkpoint
+from aperto.formats.packed import packed_bytes
 from aperto.measure.limits import decode_limit, prefill_limit
 from aperto.measure.rounds import Arm, Plan, Round, run_rounds
 
@@ -223,11 +224,13 @@ def peer_gguf(
     file = cache_dir / "peers" / name
     if file.is_file():
         return file
-    question = f"The peer needs a GGUF file of the same weights. Write it to {file}?"
+    # Our own packed weights have the same formats, and so nearly the same size.
+    size = f"{packed_bytes(checkpoint, precision) / 1e9:.1f} GB"
+    question = f"The peer needs a GGUF file of the same weights. Write {size} to {file}?"
     if confirm is None or not confirm(question):
         raise UsageError(
-            f"the peer needs a GGUF file of the same weights, and {file} was not to be written; "
-            "name one with --gguf"
+            f"the peer needs a GGUF file of the same weights, and {file} ({size}) was not to be "
+            "written; agree when asked or with --yes, or name a file with --gguf"
         )
     write_checkpoint(
         checkpoint,
