@@ -20,7 +20,6 @@ MEDIA_TYPES: Final = {
     "html": "text/html; charset=utf-8",
     "js": "text/javascript; charset=utf-8",
     "svg": "image/svg+xml",
-    "webmanifest": "application/manifest+json",
     "woff2": "font/woff2",
 }
 """Types of what is served, by suffix; other files (licences) are not served."""
@@ -34,7 +33,6 @@ SECURITY_HEADERS: Final = {
             "font-src 'self'",
             "img-src 'self'",
             "connect-src 'self'",
-            "manifest-src 'self'",
             "base-uri 'none'",
             "form-action 'none'",
             "frame-ancestors 'none'",
@@ -52,7 +50,7 @@ SECURITY_HEADERS: Final = {
 
 _METHODS = ["GET", "HEAD"]
 _BUILD = re.compile(r"[0-9a-f]{16}/")
-_COMPRESSED = ("css", "html", "js", "svg", "webmanifest")
+_COMPRESSED = ("css", "html", "js", "svg")
 _FOREVER = "public, max-age=31536000, immutable"
 _CHECK_FIRST = "no-cache"
 
