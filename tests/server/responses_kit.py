@@ -65,9 +65,7 @@ class ScriptedChat:
         ids = self.prompt_ids(*self.asked[index])
         return "".join(names.get(i) or self.tokenizer.decode([i]) for i in ids)
 
-    def astream(
-        self, conversation: Conversation, options: ChatOptions
-    ) -> AsyncIterator[ChatEvent]:
+    def astream(self, conversation: Conversation, options: ChatOptions) -> AsyncIterator[ChatEvent]:
         self.asked.append((conversation, options))
         num_prompt = len(self.prompt_ids(conversation, options))
         if num_prompt >= LIMIT_TOKENS:
@@ -110,9 +108,7 @@ def _ended(ids: list[int], drawn: int, options: ChatOptions, num_prompt: int) ->
     )
 
 
-def scripted_services(
-    chat: ScriptedChat, state_dir: Path, **settings: Any
-) -> Services:
+def scripted_services(chat: ScriptedChat, state_dir: Path, **settings: Any) -> Services:
     """The server's parts around a scripted model called "scripted"."""
     given = ServerSettings(models=("scripted",), state_dir=state_dir, **settings)
     model = SimpleNamespace(
@@ -211,5 +207,3 @@ def types(events: Sequence[dict[str, Any]]) -> list[str]:
 
 def item_types(body: dict[str, Any]) -> list[str]:
     return [item["type"] for item in body["output"]]
-
-
