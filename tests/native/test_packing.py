@@ -143,11 +143,10 @@ def test_a_file_holds_what_memory_would(
     checkpoint: Checkpoint, precision: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int, int]] = []
-    assert not packed.is_packed(checkpoint, precision, tmp_path)
+    assert files(tmp_path) == []
     written = packed.open_packed(
         checkpoint, precision, tmp_path, progress=lambda *step: seen.append(step)
     )
-    assert packed.is_packed(checkpoint, precision, tmp_path)
     assert written.path is not None and files(tmp_path) == [written.path.name]
     assert written.nbytes == packed.packed_bytes(checkpoint, precision)
     assert seen[-1] == (written.nbytes, written.nbytes)

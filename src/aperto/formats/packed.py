@@ -132,11 +132,6 @@ def open_packed(
     return packed
 
 
-def is_packed(checkpoint: Checkpoint, precision: Precision, cache_dir: Path) -> bool:
-    """Whether the cache holds this checkpoint already."""
-    return _cache_path(checkpoint, precision, cache_dir).is_file()
-
-
 def packed_bytes(checkpoint: Checkpoint, precision: Precision) -> int:
     """Bytes the packed weights take in memory, and on disk if they are cached."""
     return sum(plan.nbytes for plan in _plan(quantize_experts(checkpoint), precision))
