@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from aperto.cli import bench, cache, chat, check, config, convert, info, models, pull
+from aperto.cli import bench, cache, chat, check, config, convert, info, models, pull, serve
 from aperto.cli.app import AppGroup, invocation_of
 from aperto.cli.options import LogLevelOption
 
@@ -50,7 +50,7 @@ def program(
     invocation_of(ctx).log_level = log_level and log_level.value
 
 
-for module in (chat, models, pull, info, check, convert, bench):
+for module in (chat, serve, models, pull, info, check, convert, bench):
     module.add_to(app)
 app.add_typer(cache.app, name="cache", cls=AppGroup)
 app.add_typer(config.app, name="config", cls=AppGroup)

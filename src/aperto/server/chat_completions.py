@@ -18,7 +18,13 @@ from aperto.server.choices import ChoiceReader, Piece, usage_of
 from aperto.server.errors import ERROR_RESPONSES, as_api_error
 from aperto.server.pool import Lease
 from aperto.server.services import Services, services
-from aperto.server.sse import CLIENT_CLOSED, JsonResponse, sse_response, while_connected
+from aperto.server.sse import (
+    CLIENT_CLOSED,
+    STREAMED,
+    JsonResponse,
+    sse_response,
+    while_connected,
+)
 from aperto.server.sse import Piece as Event
 from aperto.server.wire_chat import ChatCompletion, ChatRequest
 
@@ -27,16 +33,16 @@ _CHUNK = "chat.completion.chunk"
 router = APIRouter(tags=["chat"], responses=ERROR_RESPONSES)
 
 
-@router.post("/v1/chat/completions", response_model=ChatCompletion)
+@router.post("/v1/chat/completions", response_model=ChatCompletion, responses=STREAMED)
 async def create_chat_completion(
     body: ChatRequest, request: Request, served: Annotated[Services, Depends(services)]
 ) -> Response:
     """Answer a conversation, whole or as server-sent events."""
-    response = await while_connected(request, _respond(body, request, served))
+    response = await while_connected(request, _respond(body, served))
     return response or Response(status_code=CLIENT_CLOSED)
 
 
-async def _respond(body: ChatRequest, request: Request, served: Services) -> Response:
+async def _respond(body: ChatRequest, served: Services) -> Response:
     plan = plan_chat(body, served)
     answers = await Answers.open(served, body.model, lambda lease: _start(lease, plan))
     writer = _Writer(plan, answers, served)

@@ -100,7 +100,7 @@ class ConversationBuilder:
             self._add_result(message, text)
 
     def _add_instructions(self, text: str) -> None:
-        """Those before the conversation become one developer message; later ones keep their place."""
+        """What comes first becomes one developer message; what comes later keeps its place."""
         if not self._messages:
             self._instructions += [text] if text else []
         else:

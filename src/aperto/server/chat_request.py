@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from aperto.chat import ChatOptions
@@ -17,32 +17,23 @@ from aperto.server.convert import (
     stop_from,
     tools_to_rules,
     unique_functions,
+    unknown_fields,
 )
 from aperto.server.errors import ApiError
 from aperto.server.pool import Lease
 from aperto.server.services import Services
 from aperto.server.wire_chat import ChatRequest, FunctionSpec
 
-# Fields without an effect on the answer: nothing is lost by not knowing them.
-_SILENT = frozenset(
-    {
-        "metadata",
-        "prompt_cache_key",
-        "prompt_cache_options",
-        "prompt_cache_retention",
-        "safety_identifier",
-        "service_tier",
-        "store",
-        "user",
-    }
-)
 # vLLM's names for a constrained answer, as the response_format each stands for.
-_STRUCTURED = {
+_STRUCTURED: dict[str, Callable[[Any], dict[str, Any]]] = {
     "json": lambda value: {"type": "json_schema", "json_schema": {"schema": value}},
     "json_object": lambda value: {"type": "json_object"},
     "regex": lambda value: {"type": "regex", "pattern": value},
     "grammar": lambda value: {"type": "lark", "grammar": value},
 }
+_HANDLED = frozenset({"structured_outputs", *(f"guided_{kind}" for kind in _STRUCTURED)})
+_ANSWER_SHARE = 4
+_MOST_ANSWER_TOKENS = 1024
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -97,7 +88,7 @@ def plan_chat(body: ChatRequest, served: Services) -> ChatPlan:
     num_choices = body.n or 1
     if num_choices > settings.max_choices:
         raise ApiError(400, f"n is {num_choices}; expected 1..{settings.max_choices}", param="n")
-    warnings = _unknown_fields(body)
+    warnings = unknown_fields(body, _HANDLED)
     functions = functions_from(body, warnings)
     answer, announced = answer_format_from(_response_format(body), warnings)
     effort, has_reasoning = effort_from(_effort(body))
@@ -123,6 +114,7 @@ def plan_chat(body: ChatRequest, served: Services) -> ChatPlan:
         num_top_logprobs=(body.top_logprobs or 0) if body.logprobs else 0,
         rules=rules,
         reasoning_tokens=budget or None,
+        answer_tokens=_kept_for_answer(max_tokens) if budget else 0,
         announce_prefill_s=settings.heartbeat_s if body.stream else None,
     )
     stream_options = body.stream_options
@@ -137,16 +129,6 @@ def plan_chat(body: ChatRequest, served: Services) -> ChatPlan:
     )
 
 
-def _unknown_fields(body: ChatRequest) -> list[str]:
-    handled = {"structured_outputs", *(f"guided_{kind}" for kind in _STRUCTURED)}
-    extra = body.model_extra or {}
-    return [
-        f"{name}: not supported; it was skipped"
-        for name, value in extra.items()
-        if value is not None and name not in _SILENT | handled
-    ]
-
-
 def _sampling(body: ChatRequest) -> Any:
     return sampling_from(
         temperature=body.temperature,
@@ -159,6 +141,11 @@ def _sampling(body: ChatRequest) -> Any:
         logit_bias=body.logit_bias,
         seed=body.seed,
     )
+
+
+def _kept_for_answer(max_tokens: int | None) -> int:
+    """Tokens that reasoning must leave to the answer."""
+    return min((max_tokens or 0) // _ANSWER_SHARE, _MOST_ANSWER_TOKENS)
 
 
 def _effort(body: ChatRequest) -> str | None:

@@ -128,9 +128,10 @@ class ChoiceReader:
         return None
 
     def _open_call(self, recipient: str) -> Piece:
+        call_id = new_call_id()
         function = {"name": recipient.removeprefix(FUNCTIONS), "arguments": ""}
-        call = {"id": new_call_id(), "type": "function", "function": function}
-        self._recall.remember(call["id"], "".join(self._thoughts))
+        call: dict[str, Any] = {"id": call_id, "type": "function", "function": function}
+        self._recall.remember(call_id, "".join(self._thoughts))
         self.calls.append({**call, "function": dict(function)})
         return Piece({"tool_calls": [{"index": len(self.calls) - 1, **call}]})
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
+
+from pydantic import BaseModel
 
 from aperto.engine import SamplingParams
 from aperto.errors import ConfigError
@@ -23,6 +26,21 @@ from aperto.harmony import (
 )
 from aperto.server.errors import ApiError
 
+# Fields without an effect on the answer: nothing is lost by not knowing them.
+_SILENT = frozenset(
+    {
+        "metadata",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+        "store",
+        "user",
+    }
+)
+_TOKEN_ID = re.compile(r"[0-9]{1,9}")
+_MOST_BIAS = 100
 FUNCTIONS = "functions."
 """Begins the recipients of a client's functions."""
 _EFFORTS = {
@@ -43,6 +61,15 @@ class ClientFunction:
     """Name, description, parameters."""
     strict: bool = False
     """Whether arguments are held to exactly the declared fields."""
+
+
+def unknown_fields(body: BaseModel, handled: Collection[str] = ()) -> list[str]:
+    """A warning for each field of a request that has a value and is not understood."""
+    return [
+        f"{name[:80]}: not supported; it was skipped"
+        for name, value in (body.model_extra or {}).items()
+        if value is not None and name not in _SILENT and name not in handled
+    ]
 
 
 def effort_from(value: str | None) -> tuple[Effort | None, bool]:
@@ -76,12 +103,13 @@ def sampling_from(**fields: Any) -> SamplingParams:
 
 
 def _bias_from(bias: Mapping[str, float]) -> dict[int, float]:
-    try:
-        return {int(token_id): value for token_id, value in bias.items()}
-    except ValueError:
-        raise ConfigError(
-            f"logit_bias has the keys {list(bias)[:5]}; expected token ids as text, such as '42'"
-        ) from None
+    for token_id, value in bias.items():
+        if not _TOKEN_ID.fullmatch(token_id) or not -_MOST_BIAS <= value <= _MOST_BIAS:
+            raise ConfigError(
+                f"logit_bias has {token_id[:20]!r}: {value}; expected token ids as text, such as "
+                f"'42', with values from -{_MOST_BIAS} to {_MOST_BIAS}"
+            )
+    return {int(token_id): value for token_id, value in bias.items()}
 
 
 def stop_from(value: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -52,8 +52,6 @@ class ServerSettings:
     """Seconds of silence in a stream after which an empty piece is sent."""
     recall_entries: int = 4096
     """Tool calls whose reasoning is remembered for clients that drop it."""
-    log_content: bool = False
-    """Whether prompts and answers may show up in the log."""
     system: str = ""
     """Instructions put before those of every conversation."""
     state_dir: Path = dataclasses.field(default_factory=state_dir)

@@ -14,6 +14,10 @@ from starlette.types import Receive, Scope, Send
 
 T = TypeVar("T")
 
+STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+}
+"""For routes that may also answer with events: their place in the OpenAPI document."""
 CLIENT_CLOSED = 499
 """Status, in logs alone, of a request whose client went away."""
 
