@@ -13,7 +13,9 @@ from typing import Any
 
 from websockets.sync.client import ClientConnection, connect
 
-PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PROGRAM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -187,7 +189,9 @@ class Page:
                 if "context" not in str(error):  # a navigation may be under way
                     raise
             time.sleep(0.02)
-        raise PageError(f"not true within {timeout_s:g} s: {condition}\n{self.text('body')[-2000:]}")
+        raise PageError(
+            f"not true within {timeout_s:g} s: {condition}\n{self.text('body')[-2000:]}"
+        )
 
     def text(self, selector: str) -> str:
         """Visible text of the first match; empty where there is none."""

@@ -45,7 +45,9 @@ def drawn(*tokens: tuple[str, float]) -> list[Chunk]:
     for text, probability in tokens:
         rest = (1 - probability) / 2
         top = [(text, probability), (" maybe", rest), ("\n", rest / 2)]
-        entry = token(text, probability) | {"top_logprobs": [token(t, max(p, 1e-6)) for t, p in top]}
+        entry = token(text, probability) | {
+            "top_logprobs": [token(t, max(p, 1e-6)) for t, p in top]
+        }
         chunks.append(delta(content=text, logprobs=[entry]))
     return chunks
 

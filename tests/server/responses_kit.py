@@ -12,6 +12,7 @@ from typing import Any
 import openresponses_types as spec
 import pydantic
 from openai.types.responses import Response, ResponseStreamEvent
+from tests.fakes import Script
 
 from aperto.chat import ChatEvent, ChatOptions, PrefillProgress
 from aperto.engine import Timings, Token, Usage
@@ -22,7 +23,6 @@ from aperto.server.services import Services
 from aperto.server.settings import ServerSettings
 from aperto.tokenizer import Tokenizer
 from aperto.turn import TurnReader
-from tests.fakes import Script
 
 LIMIT_TOKENS = 2000
 THOUGHT = "<|channel|>analysis<|message|>17 * 23 is 391.<|end|><|start|>assistant"

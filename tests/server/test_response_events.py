@@ -1,4 +1,5 @@
 import pytest
+from tests.server.responses_kit import WEATHER, check_events, item_types, types
 
 from aperto.chat import Done, PrefillProgress, TokenDrawn, ToolEnd, ToolStart, Warning
 from aperto.engine import Timings, Token, Usage
@@ -20,7 +21,6 @@ from aperto.server.response_events import ResponseWriter
 from aperto.server.response_tools import ToolTable
 from aperto.server.seal import Sealer
 from aperto.server.wire_responses import ResponsesRequest, response_body
-from tests.server.responses_kit import WEATHER, check_events, item_types, types
 
 CUSTOM = {"type": "custom", "name": "patch", "description": "Changes files"}
 
@@ -241,7 +241,7 @@ def test_reasoning_is_sealed_and_hidden_as_asked():
 
 
 def test_logprobs_come_with_the_text_of_their_tokens():
-    pieces = {1: "caf".encode(), 2: b"\xc3", 3: b"\xa9", 4: None}
+    pieces = {1: b"caf", 2: b"\xc3", 3: b"\xa9", 4: None}
     drawn = [TokenDrawn(Token(i, -0.5, ((i, -0.5), (1, -1.0))), FINAL) for i in pieces]
     start, *_ = message(FINAL, "")
     _, events = written(

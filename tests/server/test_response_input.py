@@ -1,6 +1,7 @@
 import base64
 
 import pytest
+from tests.server.responses_kit import WEATHER
 
 from aperto.harmony import ANALYSIS, COMMENTARY, FINAL, Role
 from aperto.server.errors import ApiError
@@ -9,7 +10,6 @@ from aperto.server.response_input import InputReader, own_items
 from aperto.server.response_parts import part_text
 from aperto.server.response_tools import ToolTable
 from aperto.server.seal import Sealer
-from tests.server.responses_kit import WEATHER
 
 SEALER = Sealer(bytes(32))
 CALL = {

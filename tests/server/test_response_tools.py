@@ -1,9 +1,9 @@
 import pytest
+from tests.server.responses_kit import WEATHER
 
 from aperto.harmony import TurnRules
 from aperto.server.errors import ApiError
 from aperto.server.response_tools import ToolTable, custom_input
-from tests.server.responses_kit import WEATHER
 
 HOSTED = [
     {"type": kind}

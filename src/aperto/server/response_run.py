@@ -163,7 +163,7 @@ class ResponseRun:
             )
 
     async def _failed(self, error: ApiError) -> list[Json]:
-        events = self.writer.fail(error.code or "server_error", error.message)
+        events = self.writer.fail(_failure_code(error), error.message)
         await self._keep_end()
         return events
 
@@ -188,6 +188,14 @@ class ResponseRun:
     def _submit(self, lease: Lease) -> tuple[AsyncIterator[ChatEvent], str | None]:
         options, warning = self._plan.fitted(lease)
         return lease.model.conversations.astream(self._plan.conversation, options), warning
+
+
+def _failure_code(error: ApiError) -> str:
+    """The word for an error among those that a response may carry."""
+    if error.code == "context_length_exceeded":
+        return error.code  # Codex makes its context shorter when it reads this
+    known = {400: "invalid_prompt", 429: "rate_limit_exceeded"}
+    return known.get(error.status, "server_error")
 
 
 def _warmed(event: ChatEvent) -> ChatEvent | None:
