@@ -12,6 +12,7 @@ import json
 import os
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -36,6 +37,8 @@ from aperto.harmony.rules import (
 from aperto.tokenizer import Tokenizer
 
 _MAX_COMPILED = 64
+_SLOW_MASK_S = 0.0005
+_SLOW_MODEL_S = 0.005
 _HEAD = '<|start|> "assistant"'
 _JSON_TYPES = '(" json" | " code" | " " <|constrain|> "json")?'
 _TEXT_TYPES = '(" code" | " text")?'
@@ -98,8 +101,9 @@ class _Writer:
         yield "SOME_TEXT: /(?s:.+)/"
 
     def _required(self) -> Iterator[str]:
-        """At most one thought and one preamble: a model that would not call could go on for ever."""
-        yield f"start: {f'(analysis {_HEAD})? ' if self._rules.reasoning else ''}(preamble {_HEAD})? calls"
+        # At most one thought and one preamble: a model that will not call could go on for ever.
+        first = f"(analysis {_HEAD})? " if self._rules.reasoning else ""
+        yield f"start: {first}(preamble {_HEAD})? calls"
 
     def _call(self, idx: int, call: CallRule) -> str:
         target = f'" to={call.recipient}"'
@@ -110,7 +114,7 @@ class _Writer:
         if call.parameters is None:
             return f"{header} {_TEXT_TYPES} <|message|> SOME_TEXT"
         name = f"arguments_{idx}"
-        self._schema(name, call.parameters, call.strict, f"{call.recipient} arguments", True)
+        self._schema(name, call.parameters, call.strict, f"{call.recipient}.parameters", True)
         return f"{header} {_JSON_TYPES} <|message|> @{name}"
 
     def _answer(self, answer: AnswerFormat | None) -> str:
@@ -166,7 +170,7 @@ class GrammarCompiler:
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int | None = None) -> None:
         self._vocab_size = max(vocab_size or 0, tokenizer.vocab_size)
-        self._compiled: collections.OrderedDict[str, LLMatcher] = collections.OrderedDict()
+        self._compiled: collections.OrderedDict[str, Future[LLMatcher]] = collections.OrderedDict()
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "aperto-mask")
         # A second of work for o200k: done while the first prompt is prepared.
@@ -178,25 +182,29 @@ class GrammarCompiler:
         return GrammarConstraint(matcher, self._vocab_size, self._pool.submit)
 
     def _matcher(self, text: str) -> LLMatcher:
+        """The compiled grammar; whoever asks first compiles it, the others wait for that one."""
         with self._lock:
-            matcher = self._compiled.pop(text, None)
-            if matcher is None:
-                matcher = LLMatcher(self._tokenizer.result(), text, log_level=0)
-                if matcher.is_error():
-                    raise ConfigError(
-                        f"the grammar of the turn cannot be used: {matcher.get_error()}"
-                    )
-            self._compiled[text] = matcher
-            if len(self._compiled) > _MAX_COMPILED:
-                self._compiled.popitem(last=False)
-            return matcher
+            slot = self._compiled.get(text)
+            is_mine = slot is None
+            if slot is None:
+                slot = self._compiled[text] = Future()
+                if len(self._compiled) > _MAX_COMPILED:
+                    self._compiled.popitem(last=False)
+            else:
+                self._compiled.move_to_end(text)
+        if is_mine:
+            slot.set_result(LLMatcher(self._tokenizer.result(), text, log_level=0))
+        matcher = slot.result()
+        if matcher.is_error():
+            raise ConfigError(f"the grammar of the turn cannot be used: {matcher.get_error()}")
+        return matcher
 
 
 class GrammarConstraint:
     """A grammar's state along one answer; an `aperto.engine.Constraint`.
 
-    The mask of the next token is computed on another thread from the moment the last one is
-    accepted, and so while the model computes.
+    Masks are computed on another thread while the model computes. Most take some ten microseconds,
+    less than the handing over: where the model is as fast as that, they are computed in place.
     """
 
     def __init__(
@@ -207,31 +215,49 @@ class GrammarConstraint:
     ) -> None:
         self._matcher = matcher
         self._submit = submit
+        self._is_done = False
         self._mask = np.zeros(-(-vocab_size // 32), dtype=np.uint32)  # [ceil(vocab / 32)]
-        self._pending = submit(self._compute)
+        self._mask_s = self._model_s = 0.0
+        self._accepted_at = time.perf_counter()
+        self._pending: Future[None] | None = submit(self._compute)
 
     def mask(self) -> NDArray[np.uint32]:
         """Allowed next tokens: [ceil(vocab / 32)]; valid until the next `accept`."""
-        self._pending.result()
+        self._model_s = time.perf_counter() - self._accepted_at
+        pending, self._pending = self._pending, None
+        if pending is not None and pending.cancel():
+            self._compute()  # no thread was free
+        elif pending is not None:
+            pending.result()
         return self._mask
 
     def accept(self, token_id: int) -> None:
         """Advance over a token. Raises EngineError where the grammar does not allow it."""
-        self._pending.result()
+        if self._pending is not None:
+            self.mask()
         if not self._matcher.consume_token(token_id):
             raise EngineError(
                 f"the grammar does not allow token {token_id}: {self._matcher.get_error()}"
             )
-        if not self.is_done:
+        # The matcher may be another thread's from here on.
+        self._is_done = self._matcher.is_accepting()
+        if self._is_done:
+            return
+        if self._mask_s > _SLOW_MASK_S or self._model_s > _SLOW_MODEL_S:
             self._pending = self._submit(self._compute)
+        else:
+            self._compute()
+        self._accepted_at = time.perf_counter()
 
     @property
     def is_done(self) -> bool:
         """Whether the turn is complete."""
-        return bool(self._matcher.is_accepting())
+        return self._is_done
 
     def _compute(self) -> None:
+        begin = time.perf_counter()
         self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
+        self._mask_s = time.perf_counter() - begin
         if self._matcher.is_error():
             raise EngineError(f"the grammar failed: {self._matcher.get_error()}")
 

@@ -6,10 +6,12 @@ import copy
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from llguidance import LLMatcher
+
+from aperto.errors import ConfigError
 
 WHITESPACE = r"[\x20\x0A\x0D\x09]{1,40}"
 """Blanks between JSON tokens: enough for indented JSON, too few to idle in for ever."""
@@ -27,6 +29,7 @@ _REMARKS = frozenset((
     "contentMediaType", "contentSchema",
 ))
 _MAPS = ("properties", "patternProperties", "$defs", "definitions")
+_SHARED = ("$defs", "definitions")
 _LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
 _SINGLE = ("items", "additionalItems", "additionalProperties")
 _COMBINERS = ("allOf", "anyOf", "oneOf", "$ref")
@@ -59,8 +62,16 @@ def held_schema(schema: Mapping[str, Any] | bool, strict: bool, is_object: bool)
         schema: a JSON Schema, draft 4 to 2020-12.
         strict: close objects that do not say what else they may hold.
         is_object: whether the value is an object even where the schema does not say so.
+
+    Raises ConfigError for a schema that is nested too deeply to be read, or is not JSON.
     """
-    return _held(json.dumps(schema), strict, is_object)
+    try:
+        return _held(json.dumps(schema), strict, is_object)
+    except (RecursionError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"a JSON Schema cannot be read ({type(error).__name__}: {error}); expected JSON, "
+            "not too deeply nested"
+        ) from error
 
 
 @functools.lru_cache(maxsize=512)
@@ -72,7 +83,7 @@ def _held(text: str, strict: bool, is_object: bool) -> HeldSchema:
         root = {"type": "object", **root}
     if not isinstance(root, dict):
         return HeldSchema(root, ())
-    return _Loosener(root, strict).run()
+    return _Loosener(root, strict, is_object).run()
 
 
 def compiles(schema: Any) -> str:
@@ -84,9 +95,10 @@ def compiles(schema: Any) -> str:
 class _Loosener:
     """Works on one schema; see `held_schema`."""
 
-    def __init__(self, root: Schema, strict: bool) -> None:
-        self._root = copy.deepcopy(root)
+    def __init__(self, root: Schema, strict: bool, is_object: bool) -> None:
+        self._root = root
         self._strict = strict
+        self._is_object = is_object
         self._losses: list[str] = []
 
     def run(self) -> HeldSchema:
@@ -94,17 +106,11 @@ class _Loosener:
             self._plain(path, node)
         if self._strict:
             _close(self._root)
-        if compiles(self._root):
-            self._mend_refs()
-        if compiles(self._root):
-            for path, node in reversed(list(_nodes(self._root))):
-                self._mend(path, node, _without_refs)
-        if compiles(self._root):
-            for path, node in reversed(list(_nodes(self._root))):
-                if "$ref" in node:
-                    self._mend_whole(path, node)
-        if compiles(self._root):
-            self._bare("", self._root, "too much is asked together")
+        steps = (self._mend_refs, self._mend_nodes, self._mend_siblings, self._give_up)
+        for step in steps:
+            if not compiles(self._root):
+                break
+            step()
         return HeldSchema(self._root, tuple(self._losses))
 
     def _lose(self, path: str, key: str, value: Any, instead: str) -> None:
@@ -130,36 +136,46 @@ class _Loosener:
                 del node["$ref"]
                 self._lose(path, "$ref", ref, _any(node))
 
-    def _mend(self, path: str, node: Schema, view: Callable[[Schema], Any]) -> None:
+    def _mend_nodes(self) -> None:
+        """The innermost first, each for its own faults alone."""
+        for path, node in reversed(list(_nodes(self._root))):
+            if compiles(_without_refs(node)):
+                self._mend(path, node)
+
+    def _mend(self, path: str, node: Schema) -> None:
         """Give up the one keyword that stands in the way, or all but the type."""
-        if not compiles(view(node)):
-            return
         for key in _GIVEN_UP:
             if key not in node:
                 continue
+            without = {name: value for name, value in node.items() if name != key}
+            if key == "oneOf" and "anyOf" not in node:
+                without["anyOf"] = node[key]
+            if compiles(_without_refs(without)):
+                continue
             value = node.pop(key)
-            if key == "oneOf":
-                node.setdefault("anyOf", value)
-            if not compiles(view(node)):
-                instead = "any branch may match" if key == "oneOf" else _any(node)
-                self._lose(path, key, value, instead)
-                return
-            if key == "oneOf" and node.get("anyOf") is value:
-                del node["anyOf"]
-            node[key] = value
+            node.update(without)
+            instead = "any branch may match" if key == "oneOf" else _any(node)
+            self._lose(path, key, value, instead)
+            return
         self._bare(path, node, "its parts contradict each other or are not supported")
 
-    def _mend_whole(self, path: str, node: Schema) -> None:
-        """Where a reference and its siblings do not go together, the reference alone."""
-        siblings = [key for key in node if key in _GIVEN_UP]
-        if siblings and compiles(self._root):
-            values = {key: node.pop(key) for key in siblings}
-            self._lose(path, "beside $ref", values, "the reference alone counts")
+    def _mend_siblings(self) -> None:
+        """Where a reference and what stands beside it do not go together, the reference alone."""
+        for path, node in reversed(list(_nodes(self._root))):
+            siblings = [key for key in node if key in _GIVEN_UP]
+            if "$ref" in node and siblings and compiles(self._root):
+                values = {key: node.pop(key) for key in siblings}
+                self._lose(path, "beside $ref", values, "the reference alone counts")
+
+    def _give_up(self) -> None:
+        self._bare("", self._root, "too much is asked together")
 
     def _bare(self, path: str, node: Schema, why: str) -> None:
-        kept: Schema = {key: node[key] for key in ("$defs", "definitions") if key in node}
+        kept: Schema = {key: node[key] for key in _SHARED if key in node}
         if isinstance(node.get("type"), str) and node["type"] in _TYPES:
             kept["type"] = node["type"]
+        elif node is self._root and self._is_object:
+            kept["type"] = "object"
         node.clear()
         node.update(kept)
         self._losses.append(f"{path}: {why}; {_any(node)}")
@@ -170,13 +186,16 @@ _TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 
 def _any(node: Schema) -> str:
     kind = node.get("type")
+    if set(node) - {"type", *_SHARED}:
+        return "it is not enforced"
     return f"any {kind} is allowed" if isinstance(kind, str) else "any value is allowed"
 
 
 def _children(node: Schema) -> Iterator[tuple[str, Any]]:
     for key in _MAPS:
         if isinstance(node.get(key), dict):
-            yield from ((f".{name}", child) for name, child in node[key].items())
+            place = f".{key}" if key in _SHARED else ""
+            yield from ((f"{place}.{name}", child) for name, child in node[key].items())
     for key in _LISTS:
         if isinstance(node.get(key), list):
             yield from ((f".{key}[{i}]", child) for i, child in enumerate(node[key]))
