@@ -44,7 +44,7 @@ bench: $(VENV)/.installed  ## this machine's limits and how close the engine com
 sanitize: $(VENV)/.dev  ## the native tests under address, undefined-behaviour and thread sanitizers
 	bash scripts/sanitize.sh
 
-wheel: $(VENV)/.dev  ## dist/*.whl
+wheel: $(VENV)/.build-tools  ## dist/*.whl
 	$(PIP) wheel --no-deps --no-build-isolation -w dist .
 
 nano-score: $(VENV)/.dev  ## score the embedded model on its held-out files
