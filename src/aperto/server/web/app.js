@@ -16,6 +16,7 @@ import { Api, ApiError } from "./wire.js";
 
 const JSON_TYPE = "application/json";
 const SAVE_SETTINGS_MS = 400;
+const TOUCH = matchMedia("(pointer: coarse)");
 const at = (id) => document.getElementById(id);
 
 class App {
@@ -75,7 +76,6 @@ class App {
   /** Shows what the address names, then asks for the models. */
   async start() {
     await this.#route();
-    this.#composer.focus();
     await this.#loadModels();
   }
 
@@ -107,7 +107,7 @@ class App {
   }
 
   #listen() {
-    addEventListener("hashchange", () => this.#route());
+    addEventListener("popstate", () => this.#route());
     addEventListener("keydown", (event) => this.#shortcut(event));
     at("input").addEventListener("input", () => draft.set(this.#library.current.id, this.#composer.text));
     at("model").addEventListener("change", ({ target }) => this.#set("model", target.value));
@@ -129,8 +129,9 @@ class App {
 
   #go(id) {
     if (this.#drawers.isNarrow) this.#drawers.closeAll();
-    if (location.hash.slice(1) === id) this.#route();
-    else location.hash = id;
+    // Not by way of a hashchange event, which comes later than the next key.
+    if (location.hash.slice(1) !== id) history.pushState(null, "", id ? `#${id}` : location.pathname);
+    return this.#route();
   }
 
   async #route() {
@@ -140,7 +141,7 @@ class App {
     }
     this.#composer.text = draft.get(this.#library.current.id);
     this.#thread.toEnd();
-    this.#composer.focus();
+    if (!TOUCH.matches) this.#composer.focus(); // there it would bring up the keyboard
   }
 
   #show() {
@@ -189,8 +190,8 @@ class App {
   async #answered({ conversation, node }) {
     this.#isAnswering = false;
     const tokens = node.usage ? `, ${node.usage.completion_tokens} tokens` : "";
-    const words = { done: `Answer complete${tokens}.`, stopped: "Stopped.", failed: "The request failed." };
-    this.#announce(words[node.state]);
+    const words = { done: `Answer complete${tokens}.`, stopped: "Stopped." };
+    this.#announce(words[node.state] ?? ""); // a failure's card speaks for itself
     const isShown = conversation === this.#library.current;
     if (node.error?.status === 401 && isShown && (await this.#askKey(true))) {
       await this.#library.again(node);

@@ -1,7 +1,7 @@
 // Conversations as files: JSON to keep and read back, Markdown to read.
 
 import { newId } from "./conversation.js";
-import { duration } from "./steps.js";
+import { thought } from "./steps.js";
 
 const FORMAT = "aperto-conversations";
 const VERSION = 1;
@@ -63,7 +63,7 @@ function answerMarkdown({ model, steps }) {
 function stepMarkdown({ kind, text, name, output, started, ended }) {
   if (kind === "text") return text;
   if (kind === "reasoning") {
-    return folded(`Thought for ${duration((ended ?? started) - started)}`, text);
+    return folded(thought((ended ?? started) - started), text);
   }
   const result = output === null ? "" : `\n\n${fenced(output)}`;
   return folded(`Call of ${name}`, `${fenced(text)}${result}`);

@@ -74,14 +74,24 @@ export class Library {
 
   /** Says something below `parent` (the end, unless it is given) and has it answered. */
   async say(text, parent = this.current.record.head) {
-    const node = this.current.add(parent, { role: "user", text, created: Date.now() });
-    await this.#save(this.current, [node]);
-    await this.answer(node);
+    const conversation = this.current;
+    const node = conversation.add(parent, { role: "user", text, created: Date.now() });
+    await this.#save(conversation, [node]);
+    await this.#answer(conversation, node);
   }
 
-  /** Has a user's message answered; earlier answers stay as other versions. */
-  async answer(node) {
+  /** Answers once more: earlier answers stay as other versions, failures without content do not. */
+  async again(node) {
     const conversation = this.current;
+    const parent = conversation.nodes.get(node.parent);
+    if (node.state === "failed" && node.steps.length === 0) {
+      conversation.drop(node);
+      await this.#save(conversation, [], [node.id]);
+    }
+    await this.#answer(conversation, parent);
+  }
+
+  async #answer(conversation, node) {
     const run = new Run(conversation, node.id, {
       save: (nodes) => this.#save(conversation, nodes),
       changed: (changed) => {
@@ -97,17 +107,6 @@ export class Library {
     await this.#save(conversation, [run.node]);
     await this.refresh();
     this.#on.answered(run);
-  }
-
-  /** Answers once more; a failed answer without content is replaced, not kept. */
-  async again(node) {
-    const conversation = this.current;
-    const parent = conversation.nodes.get(node.parent);
-    if (node.state === "failed" && node.steps.length === 0) {
-      conversation.drop(node);
-      await this.#save(conversation, [], [node.id]);
-    }
-    await this.answer(parent);
   }
 
   /** Keeps a change of the open conversation's settings or of what it shows. */

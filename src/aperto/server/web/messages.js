@@ -158,19 +158,24 @@ export class AnswerView {
       this.#bar.replaceChildren();
       return;
     }
+    const hasAnswer = this.data.steps.length > 0;
     this.#toggle = this.data.tokens.length
       ? button("bars", "Token probabilities", () => this.showTokens(this.#tokens === null), { "aria-pressed": String(this.#tokens !== null) })
       : null;
-    this.#facts.textContent = facts(this.data);
+    this.#facts.textContent = hasAnswer ? facts(this.data) : "";
     this.#bar.replaceChildren(
       ...[
         alternatives(this.data, this.#actions),
-        copyButton(() => answerText(this.data)),
-        button("redo", "Answer again", () => this.#actions.again(this.data)),
+        hasAnswer ? copyButton(() => answerText(this.data)) : null,
+        hasAnswer || !this.data.error ? this.#again() : null,
         this.#toggle,
         this.#facts,
       ].filter(Boolean),
     );
+  }
+
+  #again() {
+    return button("redo", "Answer again", () => this.#actions.again(this.data));
   }
 
   /** Shows the answer's text as coloured tokens, or as prose. */

@@ -11,8 +11,13 @@ export function stepView(step) {
 
 /** "12 s" or "1 min 5 s". */
 export function duration(ms) {
-  const seconds = Math.max(Math.round(ms / 1000), 0);
+  const seconds = Math.round(ms / 1000);
   return seconds < 60 ? `${seconds} s` : `${Math.floor(seconds / 60)} min ${seconds % 60} s`;
+}
+
+/** What a closed reasoning is called. */
+export function thought(ms) {
+  return ms < 1000 ? "Thought for a moment" : `Thought for ${duration(ms)}`;
 }
 
 class TextView {
@@ -41,8 +46,8 @@ class ReasoningView {
     this.#step = step;
     this.#isRunning = isRunning;
     const isThinking = isRunning && step.ended === null;
-    const time = duration((step.ended ?? Date.now()) - step.started);
-    this.#label.textContent = isThinking ? `Thinking… ${time}` : `Thought for ${time}`;
+    const ms = (step.ended ?? Date.now()) - step.started;
+    this.#label.textContent = isThinking ? `Thinking… ${duration(ms)}` : thought(ms);
     this.node.classList.toggle("live", isThinking);
     this.#draw();
   }
