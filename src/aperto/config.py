@@ -236,6 +236,11 @@ def state_dir() -> Path:
     return _xdg_dir("XDG_STATE_HOME", ".local/state")
 
 
+def service_key(variable: str) -> str | None:
+    """The key of a search service from the environment, such as EXA_API_KEY; None without one."""
+    return os.environ.get(variable) or None
+
+
 def config_path() -> Path:
     """The user's config file: APERTO_CONFIG, or config.toml in the user's config folder."""
     forced = os.environ.get("APERTO_CONFIG")
