@@ -11,6 +11,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.openapi.utils import get_openapi
 
 from aperto.server import (
+    anthropic,
     chat_completions,
     compact,
     completions,
@@ -31,6 +32,7 @@ _DOORS = (
     responses,
     compact,
     websocket,
+    anthropic,
     models,
     tokenize,
     monitor,
