@@ -28,7 +28,7 @@ MIXES: dict[str, dict[str, float]] = {
     },
     "full": {
         "arithmetic": 38, "tool": 11, "tool_unused": 3, "lookup": 4, "hierarchy": 16, "bread": 4,
-        "lookalike": 3, "cipher": 6, "commands": 2, "small_talk": 1, "words": 8, "unknown": 4,
+        "lookalike": 3, "cipher": 6, "commands": 2, "small_talk": 2, "words": 9, "unknown": 4,
     },
 }  # fmt: skip
 
@@ -58,7 +58,18 @@ def rows(
     """`count` packed rows: ids int64, segments int64, weights float32, each [count, length]."""
     rng = random.Random(seed)
     source = (tokens(sample, tokenizer) for sample in samples(rng, mix))
-    read = ((ids, [w or float(rng.random() < PROMPT_SHARE) for w in ws]) for ids, ws in source)
+    end = tokenizer.special_id("<|end|>")
+    # An answer of the past ends in <|end|>, the one to be given in <|return|>: that is never read.
+    read = (
+        (
+            ids,
+            [
+                w or float(i != end and rng.random() < PROMPT_SHARE)
+                for i, w in zip(ids, ws, strict=True)
+            ],
+        )
+        for ids, ws in source
+    )
     return pack(read, count, length)
 
 

@@ -95,7 +95,7 @@ def conversation(rng: random.Random, skill: str, turn: Turn, past: tuple[Turn, .
     for old in past:
         messages += [
             Message(Role.USER, old.user),
-            Message(Role.ASSISTANT, old.answer, channel=FINAL),
+            Message(Role.ASSISTANT, old.answer, channel=FINAL, weight=0.0),
         ]
     messages.append(Message(Role.USER, turn.user))
     if turn.thought is not None:
