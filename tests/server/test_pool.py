@@ -1,0 +1,130 @@
+"""Models that come and go."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+
+import pytest
+from tests.server.kit import ANSWER, describe, scripted
+
+from aperto.errors import MemoryLimitError, ModelNotFoundError
+from aperto.server import ServerSettings
+from aperto.server.errors import ApiError
+from aperto.server.pool import ModelPool
+
+
+def pool_of(*models, **settings):
+    loaded = []
+
+    def load(source):
+        loaded.append(source)
+        return scripted(ANSWER)
+
+    return ModelPool(ServerSettings(models=models, **settings), load, describe), loaded
+
+
+def test_a_model_is_loaded_once_however_many_ask(tmp_path):
+    pool, loaded = pool_of("a", "b")
+
+    async def use():
+        async with pool.lease("a") as lease:
+            await asyncio.sleep(0.01)
+            return lease.model
+
+    async def run():
+        models = await asyncio.gather(*(use() for _ in range(5)))
+        assert len(set(map(id, models))) == 1 and list(pool.loaded()) == ["a"]
+        await pool.close()
+
+    asyncio.run(run())
+    assert loaded == ["a"]
+
+
+@pytest.mark.parametrize("name", ["gpt-oss:20b", "gpt-oss-20b", "openai/gpt-oss-20b", None, ""])
+def test_the_only_model_answers_to_the_names_of_its_family(name):
+    assert pool_of("nano")[0].resolve(name) == ("nano", None)
+
+
+def test_names_that_are_spelled_otherwise():
+    pool, _ = pool_of("openai/gpt-oss-20b", "openai/gpt-oss-120b")
+    assert pool.resolve("gpt-oss:120b")[0] == "openai/gpt-oss-120b"
+    assert pool.resolve("gpt-oss:20b:law") == ("openai/gpt-oss-20b", "law")
+    for name in ("gpt-oss", "gpt-4", "x:y"):
+        with pytest.raises(ApiError) as error:
+            pool.resolve(name)
+        assert error.value.status == 404
+
+
+def test_folders_are_served_under_their_own_name(tmp_path):
+    first, second = tmp_path / "x" / "tuned", tmp_path / "y" / "tuned"
+    pool, _ = pool_of(str(first), str(second))
+    assert pool.names() == ["tuned", str(second)]
+
+
+def test_an_idle_model_is_unloaded_and_comes_back():
+    pool, loaded = pool_of("a", idle_unload_s=0.05)
+
+    async def run():
+        pool.start()
+        async with pool.lease("a"):
+            await asyncio.sleep(0.2)
+            assert list(pool.loaded()) == ["a"]
+        while pool.loaded():
+            await asyncio.sleep(0.01)
+        async with pool.lease("a"):
+            pass
+        await pool.close()
+
+    asyncio.run(run())
+    assert loaded == ["a", "a"]
+
+
+def test_the_longest_unused_model_makes_room():
+    pool, _ = pool_of("a", "b", "c", memory_cap_bytes=2500)  # each takes 1000 bytes
+
+    async def run():
+        for name in ("a", "b", "a"):
+            async with pool.lease(name):
+                pass
+        async with pool.lease("c"), pool.lease("a"):
+            assert sorted(pool.loaded()) == ["a", "c"]
+            with pytest.raises(MemoryLimitError, match="in use"):
+                async with pool.lease("b"):
+                    pass
+        await pool.close()
+
+    asyncio.run(run())
+
+
+def test_a_model_above_the_cap_is_refused_with_the_numbers():
+    pool, loaded = pool_of("a", memory_cap_bytes=500)
+
+    async def run():
+        with pytest.raises(MemoryLimitError, match="may use"):
+            async with pool.lease("a"):
+                pass
+
+    asyncio.run(run())
+    assert loaded == []
+
+
+def test_what_loading_raises_is_raised_again_for_the_next_who_asks():
+    pool, _ = pool_of("a")
+    broken = ModelPool(ServerSettings(models=("gone/model",)))
+
+    async def run():
+        for _ in range(2):
+            with pytest.raises(ModelNotFoundError):
+                async with broken.lease(None):
+                    pass
+        assert not await pool.unload("a")
+
+    asyncio.run(run())
+
+
+def test_nano_is_described_without_being_loaded():
+    pool = ModelPool(ServerSettings(models=("nano",), context_tokens=2048))
+    info = pool.info("nano")
+    assert info.context_tokens == 2048 and info.num_bytes > 1 << 20
+    assert pool.loaded() == {} and dataclasses.asdict(info)["fingerprint"].startswith("aperto-")
