@@ -1,9 +1,11 @@
 import base64
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.server.responses_kit import WEATHER
 
-from aperto.harmony import ANALYSIS, COMMENTARY, FINAL, Role
+from aperto.harmony import ANALYSIS, COMMENTARY, FINAL, Role, TurnRules
 from aperto.server.errors import ApiError
 from aperto.server.recall import Recall
 from aperto.server.response_input import InputReader, own_items
@@ -234,3 +236,68 @@ def test_references_are_looked_up():
 def test_an_item_that_is_nothing_is_refused_with_its_place():
     with pytest.raises(ApiError, match=r"input\[1\]"):
         own_items([{"role": "user", "content": "Hi"}, {"content": "x"}], nothing)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=6,
+)
+WORDS = st.sampled_from(
+    [
+        "message",
+        "reasoning",
+        "function_call",
+        "function_call_output",
+        "custom_tool_call",
+        "mcp_call",
+        "compaction",
+        "item_reference",
+        "namespace",
+        "function",
+        "custom",
+        "allowed_tools",
+        "user",
+        "developer",
+        "assistant",
+    ]
+)
+THINGS = st.dictionaries(
+    st.sampled_from(
+        [
+            "type",
+            "role",
+            "content",
+            "id",
+            "name",
+            "namespace",
+            "tools",
+            "function",
+            "call_id",
+            "output",
+            "arguments",
+            "input",
+            "encrypted_content",
+            "summary",
+            "parameters",
+            "format",
+            "phase",
+            "mode",
+        ]
+    ),
+    WORDS | JSON,
+)
+
+
+@given(st.lists(THINGS, max_size=4), st.lists(THINGS, max_size=3), THINGS)
+def test_whatever_comes_is_read_or_refused(items, tools, choice):
+    try:
+        table = ToolTable(tools)
+        table.choice(choice)
+        reader = InputReader(table, SEALER, Recall())
+        conversation = reader.conversation(own_items(items, nothing), None)
+    except ApiError as error:
+        assert error.status in (400, 404)
+    else:
+        assert conversation.messages[0].role is Role.SYSTEM
+        TurnRules(calls=table.calls)

@@ -68,7 +68,7 @@ def _own_item(item: Json, index: int, find: FindItem) -> Json:
             param=f"input[{index}]",
         )
     item = {**item, "type": kind}
-    if not item.get("id"):
+    if not isinstance(item.get("id"), str) or not item["id"]:
         item["id"] = new_id(_PREFIXES.get(kind, "item"))
     if kind == "message" and isinstance(item.get("content"), str):
         part = "output_text" if item.get("role") == "assistant" else "input_text"

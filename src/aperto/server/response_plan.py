@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from pydantic import BaseModel
 
 from aperto.chat import ChatOptions
 from aperto.harmony import Conversation, TurnRules
@@ -128,6 +131,11 @@ async def make_plan(
 
 def _refuse(request: ResponsesRequest) -> None:
     """Turn away what cannot be skipped without losing what the client wanted to be said."""
+    for name in ("input", "instructions", "tools", "tool_choice", "text"):
+        if not _is_finite(getattr(request, name)):
+            raise ApiError(
+                400, f"{name} holds a number that JSON cannot carry (NaN or Infinity)", param=name
+            )
     given = {"conversation": request.conversation, **(request.model_extra or {})}
     for name, why in _REFUSED.items():
         if given.get(name) is not None:
@@ -140,6 +148,16 @@ def _refuse(request: ResponsesRequest) -> None:
             code="invalid_value",
             param="store",
         )
+
+
+def _is_finite(value: object) -> bool:
+    if isinstance(value, BaseModel):
+        value = dict(value)
+    if isinstance(value, Mapping):
+        return all(map(_is_finite, value.values()))
+    if isinstance(value, list):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 async def _earlier(

@@ -90,10 +90,10 @@ class ToolTable:
         name = recipient.removeprefix(f"{FUNCTIONS}.")
         return WireTool("function", name, None, FunctionTool(name), False)
 
-    def recipient(self, name: str, namespace: str | None = None) -> str:
+    def recipient(self, name: str, namespace: object = None) -> str:
         """Whom a call of a tool goes to; also for tools that this request no longer lists."""
         known = self._find(name, namespace)
-        return known.recipient if known else f"{FUNCTIONS}.{_flat(name, namespace)}"
+        return known.recipient if known else f"{FUNCTIONS}.{_flat(name, str(namespace or ''))}"
 
     def choice(
         self, choice: str | Mapping[str, Any] | None
@@ -128,7 +128,7 @@ class ToolTable:
         )
 
     def _allowed(self, choice: Mapping[str, Any]) -> tuple[ToolChoice, tuple[str, ...] | None]:
-        entries = [dict(entry) for entry in choice.get("tools") or () if isinstance(entry, Mapping)]
+        entries = _objects(choice.get("tools"))
         tools = [tool for entry in entries if (tool := self._named(entry)) is not None]
         if not tools:
             return "none", None
@@ -137,12 +137,13 @@ class ToolTable:
 
     def _named(self, entry: Mapping[str, Any]) -> WireTool | None:
         """The tool that a choice names; None, with a warning, where it was skipped."""
-        name = entry.get("name") or (entry.get("function") or {}).get("name")
+        nested = entry.get("function")
+        name = entry.get("name") or (nested.get("name") if isinstance(nested, Mapping) else None)
         kind = entry.get("type") or "function"
         tool = self._find(str(name), entry.get("namespace")) if name else None
         if tool is not None:
             return tool
-        if kind not in ("function", "custom") or name in self._skipped:
+        if kind not in ("function", "custom") or str(name) in self._skipped:
             self.warnings.append(f"tool_choice: {name or kind} cannot be served and is left out")
             return None
         raise ApiError(
@@ -153,7 +154,7 @@ class ToolTable:
             param="tool_choice",
         )
 
-    def _find(self, name: str, namespace: str | None) -> WireTool | None:
+    def _find(self, name: str, namespace: object) -> WireTool | None:
         for tool in self._by_recipient.values():
             if tool.name == name and namespace in (None, tool.namespace):
                 return tool
@@ -179,7 +180,7 @@ class ToolTable:
 
     def _add_namespace(self, tool: Json) -> bool:
         name = str(tool.get("name") or "")
-        inner = [dict(entry) for entry in tool.get("tools") or () if isinstance(entry, Mapping)]
+        inner = _objects(tool.get("tools"))
         kept = [_echo(entry) for entry in inner if self._add(entry, name)]
         if kept:
             self.echo.append({**tool, "description": tool.get("description") or "", "tools": kept})
@@ -208,6 +209,11 @@ def custom_input(arguments: str) -> str:
         return arguments
     text = value.get("input") if isinstance(value, dict) else None
     return text if isinstance(text, str) else arguments
+
+
+def _objects(value: object) -> list[Json]:
+    entries = value if isinstance(value, list) else []
+    return [dict(entry) for entry in entries if isinstance(entry, Mapping)]
 
 
 def _function(tool: Json, namespace: str | None) -> WireTool:

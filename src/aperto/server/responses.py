@@ -34,6 +34,7 @@ from aperto.server.wire_responses import (
 
 router = APIRouter(tags=["responses"], responses=ERROR_RESPONSES)
 
+_LAST_NUMBER = 2**53
 _DONE: Piece = (None, "[DONE]")
 
 Served = Annotated[Services, Depends(services)]
@@ -76,7 +77,7 @@ async def get_response(
     response_id: str,
     served: Served,
     stream: bool = False,
-    starting_after: Annotated[int, Query(ge=-1)] = -1,
+    starting_after: Annotated[int, Query(ge=-1, le=_LAST_NUMBER)] = -1,
 ) -> Response:
     """A stored response; with `stream`, the events of one that was made in the background."""
     store = _store(served, response_id)

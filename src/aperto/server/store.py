@@ -129,7 +129,7 @@ class Store:
         with self._transaction() as db:
             row = db.execute(
                 "SELECT body FROM responses WHERE id = ? AND used_at > ?",
-                (response_id, self._oldest()),
+                (_key(response_id), self._oldest()),
             ).fetchone()
         return None if row is None else _load(row[0])
 
@@ -164,7 +164,7 @@ class Store:
         """The item of an id, from any response."""
         with self._transaction() as db:
             row = db.execute(
-                "SELECT body FROM items WHERE item_id = ? LIMIT 1", (item_id,)
+                "SELECT body FROM items WHERE item_id = ? LIMIT 1", (_key(item_id),)
             ).fetchone()
         return None if row is None else _load(row[0])
 
@@ -335,10 +335,15 @@ def _items(db: sqlite3.Connection, response_id: str, kinds: Sequence[int]) -> li
 
 def _item_rows(stored: Stored) -> list[tuple[str, int, int, str, str]]:
     return [
-        (stored.body["id"], is_output, idx, item["id"], _dump(item))
+        (stored.body["id"], is_output, idx, _key(item["id"]), _dump(item))
         for is_output, items in enumerate((stored.input, stored.output))
         for idx, item in enumerate(items)
     ]
+
+
+def _key(text: str) -> str:
+    """The id as SQLite can take it: lone surrogates, which clients may send, become "?"."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _dump(value: Json) -> str:
