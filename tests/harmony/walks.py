@@ -6,6 +6,7 @@ import random
 
 import numpy as np
 
+from aperto.engine import Constraint
 from aperto.harmony.grammar import GrammarCompiler, TurnGrammar
 from aperto.tokenizer import HARMONY_SPECIAL, Tokenizer
 
@@ -22,7 +23,10 @@ class Walker:
 
     def walk(self, grammar: TurnGrammar, rng: random.Random, most: int = 400) -> list[int] | None:
         """The tokens of a turn; None where it did not end within `most`."""
-        constraint = self.compiler.constraint(grammar)
+        return self.follow(self.compiler.constraint(grammar), rng, most)
+
+    def follow(self, constraint: Constraint, rng: random.Random, most: int = 400):
+        """Like `walk`, under any constraint."""
         ids: list[int] = []
         haste = rng.choice((0.2, 0.4, 0.7))
         while not constraint.is_done:
