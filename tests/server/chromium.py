@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import connect
 
 PROGRAM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -54,28 +55,25 @@ class Chromium:
     """A browser with a profile of its own. Use it in a `with` block."""
 
     def __init__(self, profile: Path) -> None:
-        assert PROGRAM is not None
-        self._process = subprocess.Popen(
-            [PROGRAM, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        self._socket = self._connect(profile / "DevToolsActivePort")
+        self._profile = profile
+        self._stack = contextlib.ExitStack()
         self._next_id = 0
         self._events: list[dict[str, Any]] = []
 
-    def _connect(self, port_file: Path) -> ClientConnection:
-        deadline = time.monotonic() + TIMEOUT_S
-        while time.monotonic() < deadline:
-            if port_file.exists() and len(lines := port_file.read_text().split()) == 2:
-                url = f"ws://127.0.0.1:{lines[0]}{lines[1]}"
-                return connect(url, max_size=None, proxy=None)
-            time.sleep(0.05)
-        self._process.kill()
-        self._process.wait()
-        raise PageError("Chromium did not open its DevTools port")
-
     def __enter__(self) -> Chromium:
+        assert PROGRAM is not None
+        with self._stack as stack:
+            process = stack.enter_context(
+                subprocess.Popen(
+                    [PROGRAM, *FLAGS, f"--user-data-dir={self._profile}", "about:blank"],
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                )
+            )
+            stack.callback(process.kill)
+            url = _devtools_url(self._profile / "DevToolsActivePort")
+            self._socket = stack.enter_context(connect(url, max_size=None, proxy=None))
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(
@@ -84,9 +82,7 @@ class Chromium:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._socket.close()
-        self._process.kill()
-        self._process.wait()
+        self._stack.close()
 
     def page(self) -> Page:
         """A new tab in a context of its own: no storage is shared with other tabs."""
@@ -125,6 +121,16 @@ class Chromium:
             for event in self._events
             if event.get("sessionId") == session and event["method"] == method
         ]
+
+
+def _devtools_url(port_file: Path) -> str:
+    """Address of a browser that is starting; it writes port and path into a file."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while time.monotonic() < deadline:
+        if port_file.exists() and len(lines := port_file.read_text().split()) == 2:
+            return f"ws://127.0.0.1:{lines[0]}{lines[1]}"
+        time.sleep(0.05)
+    raise PageError("Chromium did not open its DevTools port")
 
 
 class Page:

@@ -75,6 +75,7 @@ class App {
 
   /** Shows what the address names, then asks for the models. */
   async start() {
+    await this.#library.rescue();
     await this.#route();
     await this.#loadModels();
   }

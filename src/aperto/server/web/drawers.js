@@ -1,7 +1,8 @@
 // The conversations on the left and the settings on the right; above the page where it is narrow.
 
+import { openDrawers } from "./preferences.js";
+
 const NARROW = matchMedia("(max-width: 60rem)");
-const KEY = "drawers";
 
 /** Opens and closes drawers by name, e.g. {sidebar, panel}. On wide screens the choice is kept. */
 export class Drawers {
@@ -38,7 +39,7 @@ export class Drawers {
   }
 
   #start() {
-    const kept = JSON.parse(localStorage.getItem(KEY) ?? '{"sidebar":true,"panel":false}');
+    const kept = openDrawers.get();
     for (const name of Object.keys(this.#drawers)) {
       this.#drawers[name].hidden = NARROW.matches || !kept[name];
       this.#buttons[name].setAttribute("aria-expanded", String(!this.#drawers[name].hidden));
@@ -64,6 +65,6 @@ export class Drawers {
 
   #keep() {
     const state = Object.entries(this.#drawers).map(([name, { hidden }]) => [name, !hidden]);
-    localStorage.setItem(KEY, JSON.stringify(Object.fromEntries(state)));
+    openDrawers.set(Object.fromEntries(state));
   }
 }

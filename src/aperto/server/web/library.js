@@ -2,6 +2,7 @@
 
 import { fromJson } from "./archive.js";
 import { Conversation } from "./conversation.js";
+import { unsaved } from "./preferences.js";
 import { Run } from "./run.js";
 
 /** Holds the open conversation and the answers under way.
@@ -24,8 +25,17 @@ export class Library {
     this.records = [];
     this.current = null;
     this.#channel.onmessage = ({ data }) => this.#heard(data);
-    // What is not written yet goes to the store before the page does.
-    addEventListener("pagehide", () => this.#runs.forEach((run) => run.keep()));
+    // The store is too slow for a page that goes.
+    addEventListener("pagehide", () => unsaved.put(Array.from(this.#runs.values(), ({ node }) => node)));
+  }
+
+  /** Keeps what a page that went away had no time to write; call it once, before all else. */
+  async rescue() {
+    for (const node of unsaved.take()) {
+      const kept = await this.#store.load(node.conversation);
+      const isOpen = kept?.nodes.some(({ id, state }) => id === node.id && state === "running");
+      if (isOpen) await this.#store.save(kept.record, [node]);
+    }
   }
 
   /** Ids of conversations that are being answered here. */

@@ -38,12 +38,7 @@ export const theme = {
   get: () => document.documentElement.dataset.theme,
   set(value) {
     document.documentElement.dataset.theme = value;
-    try {
-      if (value) localStorage.setItem("theme", value);
-      else localStorage.removeItem("theme");
-    } catch {
-      // Applied, though not kept.
-    }
+    write("theme", value);
   },
 };
 
@@ -53,5 +48,23 @@ export const draft = {
   set(id, text) {
     if (text) sessionStorage.setItem(`draft-${id}`, text);
     else sessionStorage.removeItem(`draft-${id}`);
+  },
+};
+
+/** Which drawers are open where there is room. */
+export const openDrawers = {
+  get: () => read("drawers") ?? { sidebar: true, panel: false },
+  set: (value) => write("drawers", value),
+};
+
+/** Answers under way when the page went. */
+export const unsaved = {
+  put(nodes) {
+    if (nodes.length) write("unsaved", [...(read("unsaved") ?? []), ...nodes]);
+  },
+  take() {
+    const nodes = read("unsaved") ?? [];
+    if (nodes.length) write("unsaved", []);
+    return nodes;
   },
 };

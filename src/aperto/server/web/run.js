@@ -11,7 +11,7 @@ export class Run {
   #abort = new AbortController();
   #changed;
   #save;
-  #saved = 0;
+  #isSaved = false;
 
   /** Args: conversation; id of the user message to answer; save(nodes); changed(node). */
   constructor(conversation, parent, { save, changed }) {
@@ -30,25 +30,27 @@ export class Run {
 
   /** Keeps what came so far, now. */
   keep() {
-    this.#saved = Date.now();
+    this.#isSaved = true;
     return this.#save([this.node]);
   }
 
   /** Reads until the end. Returns the record; its state says how it ended. Never throws. */
   async read(api) {
     const ticking = setInterval(() => this.#changed(this.node), TICK_MS);
+    const saving = setInterval(() => this.#isSaved || this.keep(), SAVE_EVERY_MS);
     await this.keep();
     try {
       for await (const event of api.answer(this.body, this.#abort.signal)) {
         absorb(this.node, event);
+        this.#isSaved = false;
         this.#changed(this.node);
-        if (Date.now() - this.#saved > SAVE_EVERY_MS) this.keep();
       }
       close(this.node, "done");
     } catch (error) {
       this.#fail(error);
     } finally {
       clearInterval(ticking);
+      clearInterval(saving);
     }
     this.#changed(this.node);
     await this.keep();
