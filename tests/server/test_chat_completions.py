@@ -312,19 +312,17 @@ def test_a_client_that_goes_away_frees_its_pages(tmp_path, stream, permits):
 def test_an_error_in_the_middle_of_a_stream_is_an_error_event(tmp_path):
     model, gate = held_model(ANSWER)
     services = services_of(model, tmp_path, heartbeat_s=0.05)
-
-    async def run():
-        async with client_of(services) as client:
-            asyncio.get_running_loop().call_later(0.2, _close, model, gate)
-            return await client.post(CHAT, json={"messages": USER, "stream": True})
-
-    error = chunks_of(asyncio.run(run()))[-1]["error"]
-    assert error["code"] == "server_shutting_down"
-
-
-def _close(model, gate):
-    gate.release(1)
-    threading.Thread(target=model.engine.close).start()
+    body = {"messages": USER, "stream": True}
+    with listening(services) as url, httpx.stream("POST", url + CHAT, json=body) as response:
+        lines = response.iter_lines()
+        assert response.status_code == 200 and '"role"' in next(lines)
+        closing = threading.Thread(target=model.engine.close)
+        closing.start()
+        gate.release(1)
+        rest = [line.removeprefix("data: ") for line in lines if line]
+        closing.join()
+    assert rest[-1] == "[DONE]"
+    assert json.loads(rest[-2])["error"]["code"] == "server_shutting_down"
 
 
 def test_too_many_requests_get_429_and_a_time_to_wait(tmp_path):

@@ -120,7 +120,7 @@ def serve(
         memory_cap_bytes=None if memory_cap is None else size_of(memory_cap, "--memory-cap"),
         system=settings.system,
     )
-    _run(chosen, _tls_options(tls_cert, tls_key))
+    _run(chosen, _checked_tls(tls_cert, tls_key))
 
 
 def size_of(text: str, option: str) -> int:
@@ -162,17 +162,17 @@ def _keys_of(path: Path | None) -> tuple[str, ...]:
     return keys
 
 
-def _tls_options(cert: Path | None, key: Path | None) -> dict[str, Path]:
-    """The web server's options for TLS, none without it; tried now, while it can be told well."""
+def _checked_tls(cert: Path | None, key: Path | None) -> tuple[Path, Path] | None:
+    """Certificate and key, tried now, while what is wrong with them can be told well."""
     if cert is None or key is None:
-        return {}
+        return None
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key)
     except (OSError, ssl.SSLError) as error:
         raise UsageError(
             f"--tls-cert {cert} with --tls-key {key} cannot be used: {error}"
         ) from error
-    return {"ssl_certfile": cert, "ssl_keyfile": key}
+    return cert, key
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -186,7 +186,7 @@ def _listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def _run(chosen: ServerSettings, tls: dict[str, Path]) -> None:
+def _run(chosen: ServerSettings, tls: tuple[Path, Path] | None) -> None:
     with _listen(chosen.host, chosen.port) as listener:
         chosen = dataclasses.replace(chosen, port=listener.getsockname()[1])
         try:
@@ -195,7 +195,9 @@ def _run(chosen: ServerSettings, tls: dict[str, Path]) -> None:
             return
 
 
-async def _serve(chosen: ServerSettings, tls: dict[str, Path], listener: socket.socket) -> None:
+async def _serve(
+    chosen: ServerSettings, tls: tuple[Path, Path] | None, listener: socket.socket
+) -> None:
     import uvicorn
 
     from aperto.server import Services, create_app
@@ -211,9 +213,10 @@ async def _serve(chosen: ServerSettings, tls: dict[str, Path], listener: socket.
         access_log=level <= logging.INFO,
         lifespan="on",
         server_header=False,
-        **tls,
+        ssl_certfile=tls[0] if tls else None,
+        ssl_keyfile=tls[1] if tls else None,
     )
-    for line in greeting(chosen, services.pool.names(), has_tls=bool(tls)):
+    for line in greeting(chosen, services.pool.names(), has_tls=tls is not None):
         typer.echo(line, err=True)
     await uvicorn.Server(config).serve(sockets=[listener])
 
