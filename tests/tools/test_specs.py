@@ -54,7 +54,7 @@ def test_a_missing_folder_closes_what_was_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     closed: list[object] = []
-    monkeypatch.setattr(BrowserTool, "close", closed.append)
+    monkeypatch.setattr(BrowserTool, "close", lambda tool: closed.append(tool))
     with pytest.raises(ConfigError, match="is no folder"):
         open_tools([f"browser:{tmp_path}", f"apply_patch:{tmp_path / 'none'}"])
     assert len(closed) == 1

@@ -18,7 +18,7 @@ class Answer:
     reasoning: str = ""
     """The reasoning before it."""
     calls: list[dict[str, str]] = dataclasses.field(default_factory=list)
-    """Calls of functions: recipient and arguments."""
+    """Calls of functions: recipient, arguments, and the result of those that a tool answered."""
     finish_reason: str = ""
     """Why it ended: stop, call, length, or cancelled by Ctrl-C."""
     prompt_tokens: int = 0
@@ -46,6 +46,14 @@ class Answer:
         self.cached_tokens = done.usage.cached_tokens
         self.completion_tokens = done.usage.completion_tokens
         self.tokens_per_s = done.timings.tokens_per_s
+
+    def add_result(self, recipient: str, arguments: str, text: str) -> None:
+        """Note what a tool said to a call."""
+        for call in self.calls:
+            same = (call["recipient"], call["arguments"]) == (recipient, arguments)
+            if same and "result" not in call:
+                call["result"] = text
+                return
 
     def summary(self) -> str:
         """The closing line: tokens, speed, wait and seed."""

@@ -19,11 +19,13 @@ from aperto.cli.options import (
     PrecisionOption,
     ThreadsOption,
 )
+from aperto.cli.tools import tools_for_chat
 from aperto.config import Settings
 from aperto.errors import ModelNotFoundError, UsageError
 
 if TYPE_CHECKING:
     from aperto.cli.session import Session
+    from aperto.tools import Tool
 
 
 class EffortChoice(StrEnum):
@@ -90,6 +92,25 @@ def chat(
     precision: PrecisionOption = None,
     threads: ThreadsOption = None,
     context: ContextOption = None,
+    tool: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tool",
+            metavar="SPEC",
+            help="Let the model use a tool: python, browser:FOLDER, apply_patch:FOLDER, "
+            "mcp:COMMAND. May be repeated.",
+        ),
+    ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Do not ask before a tool's first run.")
+    ] = False,
+    unsandboxed: Annotated[
+        bool,
+        typer.Option(
+            "--unsandboxed",
+            help="Where python can have no sandbox, run it with your own rights.",
+        ),
+    ] = False,
     as_json: JsonOption = False,
     log_level: LogLevelOption = None,
 ) -> None:
@@ -115,7 +136,8 @@ def chat(
     question = _question(prompt, prompt_option)
     if question is None and (as_json or not sys.stdout.isatty()):
         raise UsageError("there is no prompt; give one with -p/--prompt or on standard input")
-    _run(name, question, settings, seed, as_json=as_json)
+    with tools_for_chat(tool or (), ask=not yes, unsandboxed=unsandboxed) as tools:
+        _run(name, question, settings, seed, tools, as_json=as_json)
 
 
 def _merged(settings: Settings, given: Mapping[str, object]) -> Settings:
@@ -158,7 +180,13 @@ def _question(prompt: str | None, prompt_option: str | None) -> str | None:
 
 
 def _run(
-    name: str, question: str | None, settings: Settings, seed: int | None, *, as_json: bool
+    name: str,
+    question: str | None,
+    settings: Settings,
+    seed: int | None,
+    tools: tuple[Tool, ...],
+    *,
+    as_json: bool,
 ) -> None:
     from aperto.cli.local import load_local
     from aperto.cli.session import Asking, Session
@@ -172,7 +200,7 @@ def _run(
         max_tokens=settings.max_tokens or None,
     )
     with load_local(name, settings) as model:
-        session = Session(model.conversations, asking)
+        session = Session(model.conversations, asking, tools)
         show_reasoning = settings.reasoning == "show"
         if question is None:
             _interactive(session, name, show_reasoning=show_reasoning)

@@ -12,6 +12,8 @@ from rich.text import Text
 from aperto.cli.answer import Answer
 from aperto.cli.markdown import MarkdownStream, printable
 
+_EXCERPT_LINES, _EXCERPT_WIDTH = 12, 200
+
 
 class Screen(Protocol):
     """Takes an answer piece by piece."""
@@ -27,6 +29,9 @@ class Screen(Protocol):
 
     def call(self, recipient: str, arguments: str) -> None:
         """Take a call of a function."""
+
+    def result(self, text: str) -> None:
+        """Take what a tool answered."""
 
     def end(self, answer: Answer) -> None:
         """Close what is open; the answer is complete or was stopped."""
@@ -75,6 +80,12 @@ class TerminalScreen:
         """Write a function call on a line of its own."""
         self._close()
         self._console.print(Text(printable(f"→ {recipient} {arguments}"), style="cyan"))
+
+    def result(self, text: str) -> None:
+        """Write what a tool answered, dimmed and not at full length, and wait for more."""
+        self._close()
+        self._console.print(Text(printable(excerpt(text)), style="dim"))
+        self._spin("reading")
 
     def end(self, answer: Answer) -> None:
         """Close the answer and write the closing line."""
@@ -140,6 +151,10 @@ class PipeScreen:
         """Say on standard error that a function was called."""
         self._err.write(f"→ {recipient} {arguments}\n")
 
+    def result(self, text: str) -> None:
+        """Say on standard error what a tool answered, not at full length."""
+        self._err.write(printable(excerpt(text)) + "\n")
+
     def end(self, answer: Answer) -> None:
         """End the last line; the closing line only goes to a terminal."""
         if self._last and not self._last.endswith("\n"):
@@ -167,11 +182,26 @@ class SilentScreen:
     def call(self, recipient: str, arguments: str) -> None:
         """Write nothing."""
 
+    def result(self, text: str) -> None:
+        """Write nothing."""
+
     def end(self, answer: Answer) -> None:
         """Write nothing."""
 
     def abort(self) -> None:
         """Write nothing."""
+
+
+def excerpt(text: str) -> str:
+    """The first lines of a tool's output, with a note of how many there are more."""
+    lines = text.splitlines()
+    shown = [
+        line if len(line) <= _EXCERPT_WIDTH else line[:_EXCERPT_WIDTH] + "…"
+        for line in lines[:_EXCERPT_LINES]
+    ]
+    if len(lines) > _EXCERPT_LINES:
+        shown.append(f"… {len(lines) - _EXCERPT_LINES} more lines")
+    return "\n".join(f"  {line}" for line in shown)
 
 
 def screen_for_stdout(*, show_reasoning: bool) -> TerminalScreen | PipeScreen:

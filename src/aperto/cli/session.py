@@ -10,9 +10,9 @@ import secrets
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from aperto.chat import ChatEvent, ChatOptions, Done
+from aperto.chat import ChatEvent, ChatOptions, Done, ToolEnd
 from aperto.cli.answer import Answer
 from aperto.cli.screen import Screen
 from aperto.config import Effort
@@ -20,6 +20,9 @@ from aperto.engine import SamplingParams
 from aperto.errors import UsageError
 from aperto.harmony import Conversation, Message, MessageEnd, MessageStart, Repair, Role, TextDelta
 from aperto.harmony import messages as harmony
+
+if TYPE_CHECKING:
+    from aperto.tools import Tool
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +57,9 @@ class Talker(Protocol):
 class Session:
     """What was said so far, and the model that answers."""
 
-    def __init__(self, talker: Talker, asking: Asking) -> None:
+    def __init__(self, talker: Talker, asking: Asking, tools: tuple[Tool, ...] = ()) -> None:
+        self.tools = tools
+        """What the model may call."""
         self.talker = talker
         """What answers."""
         self.asking = asking
@@ -123,6 +128,7 @@ class Session:
         options = ChatOptions(
             max_tokens=asking.max_tokens,
             sampling=SamplingParams(temperature=asking.temperature, top_p=asking.top_p, seed=seed),
+            tools=self.tools,
         )
         yield from self.talker.stream(self.conversation(), options)
 
@@ -134,6 +140,8 @@ class Session:
                 self._take_text(event, answer, screen)
             case MessageEnd():
                 self._take_message(event.message, answer, screen)
+            case ToolEnd():
+                self._take_results(event, answer, screen)
             case Repair():
                 answer.repairs.append(f"{event.kind}: {event.detail}")
                 log.info("mended the model's output: %s: %r", event.kind, event.detail)
@@ -145,6 +153,12 @@ class Session:
         if message.recipient:
             answer.calls.append({"recipient": message.recipient, "arguments": message.text})
             screen.call(message.recipient, message.text)
+
+    def _take_results(self, event: ToolEnd, answer: Answer, screen: Screen) -> None:
+        self.turns += event.results
+        text = "\n".join(message.text for message in event.results)
+        answer.add_result(event.call.recipient or "", event.call.text, text)
+        screen.result(text)
 
     def _take_text(self, delta: TextDelta, answer: Answer, screen: Screen) -> None:
         if delta.channel == harmony.ANALYSIS:

@@ -165,9 +165,9 @@ async def _opened(server: McpServer, log: IO[str]) -> AsyncIterator[ClientSessio
     from mcp import ClientSession
 
     async with contextlib.AsyncExitStack() as stack:
+        streams = await _streams(server, log, stack)
+        session = await stack.enter_async_context(ClientSession(*streams[:2]))
         with anyio.fail_after(_CONNECT_S):
-            streams = await _streams(server, log, stack)
-            session = await stack.enter_async_context(ClientSession(*streams[:2]))
             await session.initialize()
         yield session
 

@@ -90,6 +90,9 @@ class PythonTool:
         except (SandboxDiedError, OSError) as error:
             self._close()
             return f"[The sandbox ended: {error}. The next call starts a new, empty one.]"
+        except BaseException:  # Ctrl-C: the answer to come must not be taken for the next one's
+            self._close()
+            raise
 
     def _text(self, result: CellResult) -> str:
         limit_s, memory = f"{self._time_limit_s:g} s", self._limits.memory_bytes >> 20
