@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import secrets
 import time
@@ -43,7 +44,7 @@ async def create_chat_completion(
 
 
 async def _respond(body: ChatRequest, served: Services) -> Response:
-    plan = plan_chat(body, served)
+    plan = await asyncio.to_thread(plan_chat, body, served)
     answers = await Answers.open(served, body.model, lambda lease: _start(lease, plan))
     writer = _Writer(plan, answers, served)
     if body.stream:

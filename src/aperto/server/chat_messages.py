@@ -21,11 +21,16 @@ from aperto.harmony import (
 )
 from aperto.harmony.messages import call, tool_result
 from aperto.server.convert import FUNCTIONS
+from aperto.server.files import (
+    AUDIO_NOTE,
+    AUDIO_WARNING,
+    IMAGE_NOTE,
+    IMAGE_WARNING,
+    attached_file,
+)
 from aperto.server.recall import Recall
 from aperto.server.wire_chat import CallSpec, ChatMessage
 
-IMAGE_NOTE = "[An image was attached here. You cannot see images: say so where it matters.]"
-"""What the model reads in place of an image."""
 _NOT_IN_NAME = re.compile(r"[^\w.\-]", re.ASCII)
 
 
@@ -42,16 +47,31 @@ def content_text(content: str | Sequence[Mapping[str, Any]] | None, warnings: li
 
 
 def part_text(part: Mapping[str, Any], warnings: list[str]) -> str:
-    """Text of one part of a content list."""
+    """Text of one part of a content list. Blocks while a PDF is read."""
     kind = part.get("type")
     for key in ("text", "refusal"):
         if isinstance(part.get(key), str):
             return str(part[key])
     if kind in ("image_url", "input_image", "image"):
-        warnings.append("messages: an image was replaced by a note; the model cannot see images")
+        warnings.append(f"messages: {IMAGE_WARNING}")
         return IMAGE_NOTE
+    if kind in ("input_audio", "audio"):
+        warnings.append(f"messages: {AUDIO_WARNING}")
+        return AUDIO_NOTE
+    if kind in ("file", "input_file"):
+        return _file_text(part, warnings)
     warnings.append(f"messages: a content part of type {kind!r} was replaced by a note")
     return f"[Content of type {str(kind)[:40]} was attached here. It cannot be read.]"
+
+
+def _file_text(part: Mapping[str, Any], warnings: list[str]) -> str:
+    given = part.get("file", part)
+    given = given if isinstance(given, Mapping) else {}
+    reference = next((key for key in ("file_id", "file_url") if given.get(key)), None)
+    found = attached_file(given.get("filename"), given.get("file_data"), reference=reference)
+    if found.warning:
+        warnings.append(f"messages: {found.warning}")
+    return found.text
 
 
 class ConversationBuilder:

@@ -13,15 +13,14 @@ import sys
 import threading
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
 
 IMAGE_NOTE = "[An image was attached here. You cannot see images; say so where it matters.]"
 """What the model reads in place of an image."""
 AUDIO_NOTE = "[A sound recording was attached here. You cannot hear it; say so where it matters.]"
 """What the model reads in place of a recording."""
-IMAGE_WARNING = "images cannot be seen by the model; it is told that one was attached"
+IMAGE_WARNING = "the model cannot see images; it is told that one was attached"
 """What the client is told of an image."""
-AUDIO_WARNING = "audio cannot be heard by the model; it is told that it was attached"
+AUDIO_WARNING = "the model cannot hear audio; it is told that it was attached"
 """What the client is told of a recording."""
 
 _MAX_FILE_BYTES = 32 << 20
@@ -73,7 +72,7 @@ _kept = _Kept()
 
 
 def attached_file(
-    name: str | None, encoded: object = None, *, reference: str | None = None
+    name: object, encoded: object = None, *, reference: str | None = None
 ) -> FileText:
     """Text of a file that came as base64 or as a data URL. Blocks while a PDF is read.
 
@@ -165,7 +164,7 @@ def _run_reader(data: bytes) -> str:
     return done.stdout.decode()
 
 
-def _plain(name: Any) -> str:
+def _plain(name: object) -> str:
     """A name in one line of a message."""
     text = " ".join(name.split()) if isinstance(name, str) else ""
     return text[:200] or "attachment"
