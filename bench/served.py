@@ -53,7 +53,8 @@ class Served:
 @contextlib.contextmanager
 def served(model: str, log: Path, *options: str) -> Iterator[Served]:
     """`aperto serve MODEL OPTIONS` on a free port of this machine, until the block ends."""
-    command = [sys.executable, "-m", "aperto.cli.main", "serve", model, "--port", "0", *options]
+    aperto = Path(sys.executable).with_name("aperto")
+    command = [str(aperto), "serve", model, "--port", "0", *options]
     with log.open("wb") as sink:
         process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT)
     try:

@@ -65,7 +65,7 @@ def question(number: int) -> dict[str, Any]:
 def fingerprint(choice: dict[str, Any]) -> str:
     """Hash of an answer: its texts, its tokens and their logprobs to the last bit."""
     message = choice["message"]
-    parts = [message.get("reasoning"), message["content"], choice["finish_reason"]]
+    parts = [message["reasoning"] or "", message["content"] or "", choice["finish_reason"]]
     parts += [(t["token"], t["logprob"]) for t in (choice["logprobs"] or {}).get("content") or ()]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -130,8 +130,6 @@ class Soak:
                         joined["message"][field] += choice["delta"].get(field) or ""
                     tokens += (choice.get("logprobs") or {}).get("content") or ()
                     joined["finish_reason"] = choice["finish_reason"]
-        for field in ("reasoning", "content"):
-            joined["message"][field] = joined["message"][field] or None
         joined["logprobs"]["content"] = tokens
         same = fingerprint(joined) == self.right[number]
         self.tally.check(same, f"question {number} was streamed in other bits")
