@@ -17,6 +17,13 @@ SMALL = Limits(
     output_bytes=4000,
 )
 
+_CLEAN = """
+import os
+for folder in ("/tmp", "/mnt/data", "/dev/shm"):
+    for name in os.listdir(folder):
+        os.unlink(f"{folder}/{name}")
+"""
+
 
 @pytest.fixture(params=[Confinement.BUBBLEWRAP, Confinement.NAMESPACES], scope="session")
 def confinement(request: pytest.FixtureRequest) -> Confinement:
@@ -27,8 +34,16 @@ def confinement(request: pytest.FixtureRequest) -> Confinement:
     return request.param
 
 
-@pytest.fixture
-def sandbox(confinement: Confinement) -> Iterator[Sandbox]:
-    """A sandbox with small limits."""
+@pytest.fixture(scope="module")
+def shared(confinement: Confinement) -> Iterator[Sandbox]:
+    """A sandbox with small limits, which every attack must leave in order for the next."""
     with contextlib.closing(Sandbox(confinement, SMALL)) as made:
         yield made
+
+
+@pytest.fixture
+def sandbox(shared: Sandbox) -> Sandbox:
+    """The shared sandbox with a new interpreter and without files."""
+    shared.run("import os\nos._exit(0)", 10.0)
+    assert shared.run(_CLEAN, 10.0).output == ""
+    return shared

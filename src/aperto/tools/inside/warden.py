@@ -24,7 +24,7 @@ from . import kernel, seccomp
 from .cell import Interpreter
 
 _TICK_S = 0.05
-_GRACE_S = 2.0
+_GRACE_S = 1.0
 _DRAIN_S = 0.2
 _READ_BYTES = 1 << 16
 _SWEEPS, _SWEEP_S = 5, 0.01
