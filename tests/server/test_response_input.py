@@ -1,7 +1,7 @@
 import base64
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.server.responses_kit import WEATHER
 
@@ -201,8 +201,6 @@ def test_text_in_files_is_read_and_other_files_are_named():
         text, warning = part_text({"type": "input_file", "filename": "a.bin", **broken})
         assert "a.bin" in text
         assert "a.bin" in warning
-    binary = base64.b64encode(b"\xff\xfe\x00\xd8").decode()
-    assert "no text" in part_text(part | {"file_data": binary})[1]
 
 
 @pytest.mark.parametrize(
@@ -289,6 +287,7 @@ THINGS = st.dictionaries(
 )
 
 
+@settings(max_examples=40)
 @given(st.lists(THINGS, max_size=4), st.lists(THINGS, max_size=3), THINGS)
 def test_whatever_comes_is_read_or_refused(items, tools, choice):
     try:

@@ -22,6 +22,7 @@ from aperto.chat import PrefillProgress
 from aperto.errors import EngineError, QueueFullError
 from aperto.harmony import JsonSchema, Lark, Regex
 from aperto.server.app import create_app
+from aperto.tools.tool import answer
 
 LONG = "<|channel|>final<|message|>" + "word " * 400 + "<|return|>"
 
@@ -553,3 +554,43 @@ def test_text_of_a_user_cannot_become_a_header(door):
     prompt = made.chat.prompt_ids(*made.chat.asked[0])
     start = made.chat.tokenizer.special_id("<|start|>")
     assert prompt.count(start) == 3  # system, user, and the assistant that is to answer
+
+
+class Echo:
+    """A tool of the server that says what it was told."""
+
+    name = "python"
+    namespace = None
+    functions = ()
+
+    def __init__(self):
+        self.is_closed = False
+
+    def accepts(self, recipient):
+        return recipient == "python"
+
+    def run(self, call):
+        return answer(call, f"ran {call.text}")
+
+    def close(self):
+        self.is_closed = True
+
+
+def test_a_tool_of_the_server_is_run_where_it_was_asked_for_and_allowed(door, monkeypatch):
+    opened = []
+
+    def open_tools(specs):
+        opened.extend(Echo() for spec in specs if spec == "python:/data")
+        return opened[:] if specs else []
+
+    monkeypatch.setattr("aperto.server.response_run.open_tools", open_tools)
+    made = door(ANSWER, ANSWER, tools=("python:/data",))
+    wanted = [{"type": "code_interpreter", "container": {"type": "auto"}}]
+    body = made.create(tools=wanted, max_tool_calls=3)
+    check_body(body)
+    assert [tool["type"] for tool in body["tools"]] == ["code_interpreter"]
+    options = made.chat.asked[0][1]
+    assert (options.tools, options.max_tool_rounds) == (tuple(opened), 3)
+    assert [tool.is_closed for tool in opened] == [True]
+    assert "warnings" in made.create(tools=wanted, max_tool_calls=0)
+    assert len(opened) == 1

@@ -20,8 +20,10 @@ from aperto.server.response_tools import ToolTable
 from aperto.server.services import Services
 from aperto.server.store import UNFINISHED
 from aperto.server.wire_responses import Json, ReasoningConfig, ResponsesRequest, response_body
+from aperto.tools.tool import Tool
 
 _ANSWER_SHARE = 4
+_MOST_ROUNDS = 16
 _MOST_ANSWER_TOKENS = 1024
 _REFUSED = {
     "conversation": "conversation objects are not kept here; use previous_response_id",
@@ -59,21 +61,23 @@ class Plan:
     is_reasoning_hidden: bool
     """Whether the text of the reasoning is kept from the client."""
 
-    def fitted(self, lease: Lease) -> tuple[ChatOptions, str | None]:
-        """The options with max_tokens cut to what the context has room for, and a warning.
+    def fitted(self, lease: Lease, tools: Sequence[Tool] = ()) -> tuple[ChatOptions, str | None]:
+        """The options with the server's tools, and max_tokens cut to what the context has room for.
 
-        A prompt that leaves no room is not cut: submitting it raises ContextLengthError.
+        The second value is a warning where it was cut. A prompt that leaves no room is not cut:
+        submitting it raises ContextLengthError.
         """
-        wanted = self.options.max_tokens
+        options = dataclasses.replace(self.options, tools=tuple(tools))
+        wanted = options.max_tokens
         if wanted is None:
-            return self.options, None
-        prompt = len(lease.model.conversations.prompt_ids(self.conversation, self.options))
+            return options, None
+        prompt = len(lease.model.conversations.prompt_ids(self.conversation, options))
         limit = lease.engine.limit_tokens
         room = limit - prompt
         if not 0 < room < wanted:
-            return self.options, None
-        answer = min(self.options.answer_tokens, room // _ANSWER_SHARE)
-        options = dataclasses.replace(self.options, max_tokens=room, answer_tokens=answer)
+            return options, None
+        answer = min(options.answer_tokens, room // _ANSWER_SHARE)
+        options = dataclasses.replace(options, max_tokens=room, answer_tokens=answer)
         return options, (
             f"max_output_tokens: {wanted} was lowered to {room}, the room that {prompt} tokens of "
             f"prompt leave in a context of {limit}"
@@ -105,12 +109,15 @@ async def make_plan(
         return known.get(item_id) or stored
 
     own = await asyncio.to_thread(own_items, request.input, find)
-    table = ToolTable(request.tools)
+    is_served = request.max_tool_calls != 0
+    table = ToolTable(request.tools, served.settings.tools if is_served else ())
     answer, announced = _answer_format(request, table.warnings)
     options = _options(request, served, table, answer)
     reader = InputReader(table, served.sealer, served.recall)
     formats = (announced,) if announced is not None else ()
-    conversation = reader.conversation([*earlier, *own], request.instructions, formats)
+    conversation = await asyncio.to_thread(
+        reader.conversation, [*earlier, *own], request.instructions, formats
+    )
     body = response_body(request, model, table.echo)
     body["store"] = body["store"] and served.store is not None
     warnings = [*_skipped(request), *table.warnings, *reader.warnings]
@@ -227,6 +234,7 @@ def _options(
             answer=answer,
         ),
         reasoning_tokens=budget,
+        max_tool_rounds=min(request.max_tool_calls or _MOST_ROUNDS, _MOST_ROUNDS),
         answer_tokens=min(most // _ANSWER_SHARE, _MOST_ANSWER_TOKENS) if budget and most else 0,
         announce_prefill_s=served.settings.heartbeat_s if is_followed else None,
     )
@@ -261,8 +269,6 @@ def _skipped(request: ResponsesRequest) -> list[str]:
         "truncation: 'auto' is served as 'disabled'; nothing is ever cut from the input": (
             request.truncation == "auto"
         ),
-        "max_tool_calls: the server runs no tools of its own here": request.max_tool_calls
-        is not None,
     }
     lines = [line for line, is_skipped in checks.items() if is_skipped]
     extras = sorted(set(request.model_extra or {}) - _KNOWN_EXTRAS - set(_REFUSED))

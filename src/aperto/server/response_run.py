@@ -18,6 +18,7 @@ from aperto.server.services import Services
 from aperto.server.sse import aclose
 from aperto.server.store import Stored
 from aperto.server.wire_responses import Json
+from aperto.tools import Tool, close_tools, open_tools
 
 T = TypeVar("T")
 
@@ -52,8 +53,9 @@ class ResponseRun:
             plan.table,
             seal=None if sealer is None else lambda text: sealer.seal(text, "reasoning"),
             is_reasoning_hidden=plan.is_reasoning_hidden,
-            is_served=lambda recipient: any(t.accepts(recipient) for t in plan.options.tools),
+            is_served=lambda recipient: any(tool.accepts(recipient) for tool in self._tools),
         )
+        self._tools: Sequence[Tool] = ()
         self._source: AsyncIterator[_Submitted | ChatEvent | None] = with_heartbeats(
             self._chat(), served.settings.heartbeat_s * _PATIENCE
         )
@@ -177,16 +179,24 @@ class ResponseRun:
 
     async def _chat(self) -> AsyncIterator[_Submitted | ChatEvent]:
         async with self._served.pool.lease(self._plan.request.model) as lease:
-            stream, warning = await asyncio.to_thread(self._submit, lease)
+            submitting = asyncio.ensure_future(asyncio.to_thread(self._submit, lease))
             try:
-                yield _Submitted(lease, warning)
-                async for event in stream:
-                    yield event
+                stream, warning = await asyncio.shield(submitting)
+                try:
+                    yield _Submitted(lease, warning)
+                    async for event in stream:
+                        yield event
+                finally:
+                    await aclose(stream)
             finally:
-                await aclose(stream)
+                # It may open tools after the client has left; what it raised was told, if at all.
+                await asyncio.gather(submitting, return_exceptions=True)
+                if self._tools:
+                    await asyncio.to_thread(close_tools, self._tools)
 
     def _submit(self, lease: Lease) -> tuple[AsyncIterator[ChatEvent], str | None]:
-        options, warning = self._plan.fitted(lease)
+        self._tools = open_tools(self._plan.table.wanted)
+        options, warning = self._plan.fitted(lease, self._tools)
         return lease.model.conversations.astream(self._plan.conversation, options), warning
 
 

@@ -45,14 +45,28 @@ class WireTool:
         return f"{FUNCTIONS}.{self.function.name}"
 
 
+SERVED_TYPES = {
+    "code_interpreter": "python",
+    "web_search": "browser",
+    "web_search_preview": "browser",
+}
+"""Types of tools that the server can run, and the tool that each stands for."""
+
+
 class ToolTable:
     """The tools of one request.
 
     Args:
         tools: what the request lists.
+        served: the server's own tools that it may ask for, as specifications.
     """
 
-    def __init__(self, tools: Iterable[Mapping[str, Any]] | None) -> None:
+    def __init__(
+        self, tools: Iterable[Mapping[str, Any]] | None, served: Iterable[str] = ()
+    ) -> None:
+        self.wanted: list[str] = []
+        """Specifications of the server's tools that were asked for."""
+        self._served = {spec.partition(":")[0]: spec for spec in served}
         self.warnings: list[str] = []
         """One line for each tool that is not offered as it was given."""
         self.echo: list[Json] = []
@@ -164,6 +178,8 @@ class ToolTable:
         kind, name = tool.get("type"), tool.get("name")
         if kind == "namespace" and namespace is None:
             return self._add_namespace(tool)
+        if namespace is None and SERVED_TYPES.get(str(kind)) in self._served:
+            return self._add_served(tool)
         nested = tool.get("function")
         if kind == "function" and name is None and isinstance(nested, Mapping):
             tool = {"type": "function", **nested}  # Chat Completions' form
@@ -176,6 +192,13 @@ class ToolTable:
         self._by_recipient[made.recipient] = made
         if namespace is None:
             self.echo.append(_echo(tool))
+        return True
+
+    def _add_served(self, tool: Json) -> bool:
+        spec = self._served[SERVED_TYPES[tool["type"]]]
+        if spec not in self.wanted:
+            self.wanted.append(spec)
+            self.echo.append(tool)
         return True
 
     def _add_namespace(self, tool: Json) -> bool:

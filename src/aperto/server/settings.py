@@ -54,6 +54,8 @@ class ServerSettings:
     """Tool calls whose reasoning is remembered for clients that drop it."""
     system: str = ""
     """Instructions put before those of every conversation."""
+    tools: tuple[str, ...] = ()
+    """Tools of the server that Responses requests may ask for, as `tools.open_tools` names them."""
     state_dir: Path = dataclasses.field(default_factory=state_dir)
     """Folder of what outlives a restart."""
     store_ttl_s: float = 30 * 86400.0
