@@ -131,7 +131,7 @@ def _confinement(allow_unsandboxed: bool) -> Confinement:
         return Confinement.NONE
     raise ResourceError(
         f"python needs a sandbox, and none works here: {'; '.join(found.reasons)}. Install "
-        "bubblewrap, or allow it to run with your own rights (allow_unsandboxed)"
+        "bubblewrap, or let it run with your own rights (--unsandboxed, allow_unsandboxed=True)"
     )
 
 

@@ -49,7 +49,8 @@ def _checked(result: int, what: str) -> None:
 
 def unshare(flags: int) -> None:
     """Move this process (its children, for process ids) into new namespaces."""
-    _checked(_libc.unshare(flags), "unshare")
+    # A full disk is not meant where the kernel reports one: user.max_user_namespaces is reached.
+    _checked(_libc.unshare(flags), "new namespaces (see user.max_user_namespaces)")
 
 
 def mount(source: str, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
