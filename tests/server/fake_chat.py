@@ -1,9 +1,10 @@
-"""A server with the real page and a chat door that replays scripted chunks."""
+"""A server with the real page and a Responses door that replays scripted events."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import math
 import threading
@@ -21,59 +22,78 @@ BREAK: Chunk = {"break": True}
 """Ends the stream without its last event, as a crashed server does."""
 
 
+_ids = itertools.count()
+
+
 def pieces(text: str, size: int = 4) -> list[str]:
     return [text[at : at + size] for at in range(0, len(text), size)]
 
 
-def delta(finish: str | None = None, **parts: Any) -> Chunk:
-    logprobs = parts.pop("logprobs", None)
-    choice = {"index": 0, "delta": parts, "finish_reason": finish}
-    return {"choices": [choice | ({"logprobs": {"content": logprobs}} if logprobs else {})]}
+def event(kind: str, **fields: Any) -> Chunk:
+    return {"type": f"response.{kind}", **fields}
+
+
+IDLE = event("in_progress", response={})
+"""Says that the response is still worked on."""
+
+
+def item(kind: str, deltas: Sequence[Chunk], output: str | None = None, **fields: Any) -> list[Chunk]:
+    """One output item: opened, written, done."""
+    made = {"id": f"item_{next(_ids)}", "type": kind, **fields}
+    return [
+        event("output_item.added", item=made),
+        *({**chunk, "item_id": made["id"]} for chunk in deltas),
+        event("output_item.done", item=made | {"output": output}),
+    ]
 
 
 def thinking(text: str) -> list[Chunk]:
-    return [delta(reasoning=part, reasoning_content=part) for part in pieces(text)]
+    return item("reasoning", [event("reasoning_text.delta", delta=part) for part in pieces(text)])
 
 
 def saying(text: str) -> list[Chunk]:
-    return [delta(content=part) for part in pieces(text)]
+    parts = [event("output_text.delta", delta=part, logprobs=[]) for part in pieces(text)]
+    return item("message", parts, phase="final_answer")
+
+
+def calling(name: str, arguments: str, output: str) -> list[Chunk]:
+    """A call that the server runs."""
+    parts = [event("mcp_call_arguments.delta", delta=part) for part in pieces(arguments)]
+    return item("mcp_call", parts, output, name=name)
 
 
 def drawn(*tokens: tuple[str, float]) -> list[Chunk]:
-    """Content with logprobs: each token with its probability and two others."""
-    chunks = []
+    """Text with logprobs: each token with its probability and two others."""
+    parts = []
     for text, probability in tokens:
         rest = (1 - probability) / 2
         top = [(text, probability), (" maybe", rest), ("\n", rest / 2)]
-        entry = token(text, probability) | {
-            "top_logprobs": [token(t, max(p, 1e-6)) for t, p in top]
-        }
-        chunks.append(delta(content=text, logprobs=[entry]))
-    return chunks
+        entry = token(text, probability) | {"top_logprobs": [token(t, max(p, 1e-6)) for t, p in top]}
+        parts.append(event("output_text.delta", delta=text, logprobs=[entry]))
+    return item("message", parts)
 
 
 def token(text: str, probability: float) -> dict[str, Any]:
     return {"token": text, "logprob": math.log(probability), "bytes": list(text.encode())}
 
 
-def ending(completion: int = 42, prompt: int = 87, finish: str = "stop") -> list[Chunk]:
-    usage = {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-    }
-    timings = {"queued_s": 0.0, "prefill_s": 0.2, "decode_s": 2.0, "tokens_per_s": 21.4}
-    return [delta(finish) | {"seed": 7, "timings": timings}, {"choices": [], "usage": usage}]
+def prefill(done: int, total: int) -> Chunk:
+    return IDLE | {"prefill": {"done_tokens": done, "total_tokens": total}}
+
+
+def ending(output: int = 42, input: int = 87, **fields: Any) -> list[Chunk]:
+    usage = {"input_tokens": input, "output_tokens": output, "total_tokens": input + output}
+    return [event("completed", response={"usage": usage, **fields})]
 
 
 def answer(text: str, reasoning: str = "") -> list[Chunk]:
-    return [*thinking(reasoning), *saying(text), *ending()]
+    return [*(thinking(reasoning) if reasoning else ()), *saying(text), *ending()]
 
 
 class FakeChat:
     """Answers with the scripts it is given, in turn; the last one again and again.
 
-    A script is a list of chunks, or a status with an error's body. Keeps the bodies it was sent.
+    A script is a list of events, or a status with an error's body. Keeps the bodies it was sent.
     """
 
     def __init__(self, delay_s: float = 0.0) -> None:
@@ -86,6 +106,7 @@ class FakeChat:
             {"id": "gpt-oss-20b", "context_window": 131072},
             {"id": "nano", "context_window": 4096},
         ]
+        self.tools = ["code_interpreter", "web_search"]
         self.url = ""
         self._gate = threading.Event()
         self._gate.set()
@@ -106,9 +127,9 @@ class FakeChat:
 
         @app.get("/v1/models")
         def models(request: Request) -> Response:
-            return self._refusal(request) or JSONResponse({"data": self.models})
+            return self._refusal(request) or JSONResponse({"data": self.models, "tools": self.tools})
 
-        @app.post("/v1/chat/completions")
+        @app.post("/v1/responses")
         async def chat(request: Request) -> Response:
             if refusal := self._refusal(request):
                 return refusal

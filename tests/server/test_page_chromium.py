@@ -12,11 +12,15 @@ import pytest
 from tests.server.chromium import CTRL, PROGRAM, SHIFT, Chromium, Page
 from tests.server.fake_chat import (
     BREAK,
+    IDLE,
     FakeChat,
     answer,
-    delta,
+    calling,
     drawn,
     ending,
+    event,
+    item,
+    prefill,
     running,
     saying,
     thinking,
@@ -79,8 +83,13 @@ def page(browser: Chromium, fake: FakeChat) -> Iterator[Page]:
 
 def ask(page: Page, text: str) -> None:
     """Send a message and wait until its answer has ended."""
+    before = page.count(".answer")
     page.say(text)
-    page.wait(ENDED)
+    page.wait(f"document.querySelectorAll('.answer').length > {before} && {ENDED}")
+
+
+def contents(body: dict[str, Any]) -> list[str]:
+    return [entry["content"] for entry in body["input"]]
 
 
 def switch(page: Page, name: str) -> None:
@@ -96,12 +105,13 @@ def test_a_question_is_answered_without_any_outside_request(page: Page, fake: Fa
     assert page.text(".said") == "What is 17 * 23?"
     assert page.text(".steps > .prose") == "It is 391, see 17 * 23."
     assert page.text(".reasoning summary") == "Thought for a moment"
-    assert "42 tokens · 21.4 tokens/s · seed" in page.text(".facts")
+    assert "gpt-oss-20b · 42 tokens · " in page.text(".facts")
     assert page.text("#context-text") == "129 of 131,072 tokens"
     assert page.text("#conversations .item") == "What is 17 * 23?"
     body = fake.asked[0]
-    assert body["messages"] == [{"role": "user", "content": "What is 17 * 23?"}]
-    assert (body["model"], body["reasoning_effort"]) == ("gpt-oss-20b", "medium")
+    assert contents(body) == ["What is 17 * 23?"]
+    assert (body["model"], body["reasoning"]) == ("gpt-oss-20b", {"effort": "medium"})
+    assert (body["store"], body["stream"]) == (False, True)
     requests = [event["request"]["url"] for event in page.events("Network.requestWillBeSent")]
     assert len(requests) > 10
     assert [url for url in requests if not url.startswith(fake.url)] == []
@@ -173,7 +183,7 @@ def test_text_that_grows_looks_like_text_that_came_at_once(page: Page, step: int
 @long
 def test_blocks_that_are_finished_are_not_drawn_again(page: Page, fake: FakeChat) -> None:
     paragraphs = "\n\n".join(f"Paragraph {n} with **bold** words." for n in range(400))
-    fake.will([*saying(paragraphs[:200]), *saying(paragraphs[200:]), *ending()])
+    fake.will(answer(paragraphs))
     fake.hold()
     page.say("Write.")
     fake.release()
@@ -208,7 +218,7 @@ def test_code_is_copied(browser: Chromium, page: Page, fake: FakeChat) -> None:
 
 @long
 def test_reasoning_is_folded_and_counts_seconds(page: Page, fake: FakeChat) -> None:
-    fake.will([*thinking("Let me see. "), delta(), *saying("Done."), *ending()])
+    fake.will([*thinking("Let me see. "), IDLE, *saying("Done."), *ending()])
     fake.delay_s = 0.6
     page.say("Think.")
     page.wait("/Thinking… [1-9] s/.test(document.querySelector('.reasoning summary')?.innerText)")
@@ -230,17 +240,18 @@ def test_settings_reach_the_server(page: Page, fake: FakeChat) -> None:
     page.type("7")  # out of range: refused
     page.click("#settings textarea")
     page.type("Be brief.")
+    page.click("#settings .checks label:last-child input")
     page.click("#effort input[value=high] + span")
     page.run("model.value = 'nano'; model.dispatchEvent(new Event('change'))")
     ask(page, "Hi")
     body = fake.asked[-1]
-    assert body["messages"][0] == {"role": "system", "content": "Be brief."}
     wanted = {
-        "model": "nano", "reasoning_effort": "high", "temperature": 0.5, "top_k": 40, "seed": 12,
-        "max_completion_tokens": 99, "stream": True,
+        "model": "nano", "reasoning": {"effort": "high"}, "temperature": 0.5, "top_k": 40,
+        "seed": 12, "max_output_tokens": 99, "instructions": "Be brief.",
+        "tools": [{"type": "web_search"}],
     }  # fmt: skip
     assert {name: body.get(name) for name in wanted} == wanted
-    assert not {"top_p", "min_p", "logprobs", "tools"} & set(body)
+    assert not {"top_p", "min_p", "top_logprobs"} & set(body)
     assert page.run("document.querySelector('#set-top_p').getAttribute('aria-invalid')") == "true"
     # The next conversation starts with them, after a reload too.
     page.press("k", CTRL)
@@ -253,7 +264,7 @@ def test_settings_reach_the_server(page: Page, fake: FakeChat) -> None:
 @pytest.mark.parametrize("how", ["key", "button"])
 def test_stopping_ends_the_request_and_keeps_what_came(page: Page, fake: FakeChat, how: str) -> None:
     text = "and ".join(["one two three "] * 20).strip()
-    fake.will([*saying(text), *[delta()] * 10_000])
+    fake.will([*saying(text), *[IDLE] * 10_000])
     fake.delay_s = 0.005
     page.say("Count.")
     page.wait(f"document.querySelector('.steps > .prose')?.innerText === '{text}'")
@@ -269,12 +280,12 @@ def test_stopping_ends_the_request_and_keeps_what_came(page: Page, fake: FakeCha
     assert page.text(".steps > .prose") == text
     fake.will(answer("Hello."))
     ask(page, "Go on.")
-    assert [m["content"] for m in fake.asked[-1]["messages"]] == ["Count.", text, "Go on."]
+    assert contents(fake.asked[-1]) == ["Count.", text, "Go on."]
 
 
 @long
 def test_a_reload_in_the_middle_keeps_what_came(page: Page, fake: FakeChat) -> None:
-    fake.will([*thinking("Hm."), *saying("Half of it"), *[delta()] * 10_000])
+    fake.will([*thinking("Hm."), *saying("Half of it"), *[IDLE] * 10_000])
     fake.delay_s = 0.005
     page.say("Tell me.")
     page.wait("document.querySelector('.steps > .prose')?.innerText === 'Half of it'")
@@ -300,7 +311,7 @@ def test_editing_starts_another_branch(page: Page, fake: FakeChat) -> None:
     page.press("Enter")
     page.wait("document.querySelectorAll('.message').length === 2 && " + ENDED)
     page.wait("document.querySelector('.steps > .prose').innerText === 'Third answer.'")
-    assert [m["content"] for m in fake.asked[-1]["messages"]] == ["One, really?"]
+    assert contents(fake.asked[-1]) == ["One, really?"]
     assert page.text(".user .alternatives").split() == ["2/2"]
     page.click(".user [aria-label='Previous version']")
     page.wait("document.querySelectorAll('.message').length === 4")
@@ -312,32 +323,36 @@ def test_editing_starts_another_branch(page: Page, fake: FakeChat) -> None:
 
 @long
 def test_tools_and_their_calls_are_seen(page: Page, fake: FakeChat) -> None:
-    call = {"id": "call_1", "name": "python", "arguments": '{"code": "a = 1\\nprint(a)"}'}
-    piece = {"index": 0, "id": "call_2", "function": {"name": "lookup", "arguments": '{"q": '}}
-    fake.will([
-        delta() | {"prefill": {"done_tokens": 512, "total_tokens": 2048}},
-        *thinking("I run it."),
-        delta() | {"tool": call},
-        delta() | {"tool": call | {"output": "1\n"}},
-        delta(tool_calls=[piece]),
-        delta(tool_calls=[{"index": 0, "function": {"arguments": '"x"}'}}]),
-        *ending(finish="tool_calls"),
-    ])  # fmt: skip
+    fake.will(
+        [
+            *thinking("I run it."),
+            *calling("python", "a = 1\nprint(a)", "1\n"),
+            *item("function_call", [event("x.delta", delta='{"q": "x"}')], name="lookup"),
+            *saying("It is 1."),
+            *ending(warnings=["tools: one is left out"]),
+        ]
+    )
     ask(page, "Run it.")
     assert [page.count(name) for name in (".reasoning", ".call")] == [1, 2]
+    assert page.text(".note") == "tools: one is left out"
     page.click(".call summary")
     page.wait("document.querySelector('.call').open")
     assert page.text(".call .input pre") == "a = 1\nprint(a)"
     assert page.text(".call .output pre").strip() == "1"
-    assert "lookup" in page.text(".call:last-child summary")
-    assert "not run" in page.text(".call:last-child summary")
+    page.run("document.querySelectorAll('.call')[1].open = true")
+    assert "not run" in page.run("document.querySelectorAll('.call')[1].innerText")
+    # The next turn knows what was run.
+    ask(page, "And now?")
+    call, text = fake.asked[-1]["input"][1:3]
+    assert (call["type"], call["name"], call["output"]) == ("mcp_call", "python", "1\n")
+    assert (text["role"], text["content"]) == ("assistant", "It is 1.")
 
 
 @long
 def test_prefill_is_shown_while_it_lasts(page: Page, fake: FakeChat) -> None:
     fake.will([
-        delta() | {"prefill": {"done_tokens": 512, "total_tokens": 2048}},
-        *[delta()] * 100, *saying("Read."), *ending(),
+        prefill(512, 2048),
+        *[IDLE] * 100, *saying("Read."), *ending(),
     ])  # fmt: skip
     fake.delay_s = 0.01
     page.say("Read this.")
@@ -355,12 +370,12 @@ def test_token_probabilities_are_coloured_and_explained(page: Page, fake: FakeCh
     other = {"token": "\ufffd", "logprob": -0.1, "bytes": split[1:], "top_logprobs": []}
     fake.will([
         *drawn(("Rome", 0.95), (" or", 0.7), (" Milan", 0.05)),
-        delta(content="é", logprobs=[half, other]),
+        *item("message", [event("output_text.delta", delta="é", logprobs=[half, other])]),
         *ending(),
     ])  # fmt: skip
     switch(page, "logprobs")
     ask(page, "Where?")
-    assert (fake.asked[-1]["logprobs"], fake.asked[-1]["top_logprobs"]) == (True, 5)
+    assert fake.asked[-1]["top_logprobs"] == 5
     page.click("[aria-label='Token probabilities']")
     assert page.text(".tokens") == "Rome or Milané"
     page.hover(1, 1)
@@ -374,7 +389,7 @@ def test_token_probabilities_are_coloured_and_explained(page: Page, fake: FakeCh
     assert page.count(".tip .row") == 3
     page.click("[aria-label='Token probabilities']")
     assert page.count(".tokens") == 0
-    assert page.text(".steps > .prose") == "Rome or Milané"
+    assert page.text(".steps > .prose") == "Rome or Milan"
 
 
 # --- what goes wrong
@@ -420,11 +435,24 @@ def test_a_broken_connection_keeps_what_came(page: Page, fake: FakeChat) -> None
 
 @long
 def test_an_error_inside_the_stream_is_an_error(page: Page, fake: FakeChat) -> None:
-    fake.will([*saying("So far"), {"error": {"message": "out of pages", "code": "engine"}}])
+    failed = event("failed", response={"error": {"message": "out of pages", "code": "server_error"}})
+    fake.will([*saying("So far"), failed])
     page.say("Hello?")
     page.wait("document.querySelector('.error')")
     assert page.text(".error h3") == "The server failed"
     assert "out of pages" in page.text(".error p")
+    error = {"message": "9 tokens, expected 5", "code": "context_length_exceeded"}
+    fake.will([event("failed", response={"error": error})])
+    page.click(".error button")
+    page.wait("document.querySelector('.error h3')?.innerText.startsWith('The conversation is too')")
+
+
+@long
+def test_an_answer_that_was_cut_says_so(page: Page, fake: FakeChat) -> None:
+    fake.will([*thinking("Hm."), *ending(incomplete_details={"reason": "max_output_tokens"})])
+    ask(page, "Hello?")
+    assert "Cut: the token limit" in page.text(".notes")
+    assert "The model gave no answer." in page.text(".notes")
 
 
 @long
@@ -558,7 +586,7 @@ def test_keys(page: Page, fake: FakeChat) -> None:
     assert page.run("document.getElementById('input').value") == "one\ntwo"
     page.press("Enter")
     page.wait(ENDED)
-    assert fake.asked[-1]["messages"][0]["content"] == "one\ntwo"
+    assert contents(fake.asked[-1])[0] == "one\ntwo"
     page.press("ArrowUp")
     page.wait("document.activeElement.matches('.edit textarea')")
     page.press("Escape")

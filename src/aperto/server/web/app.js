@@ -8,7 +8,7 @@ import { Drawers } from "./drawers.js";
 import { Gauges } from "./gauges.js";
 import { Library } from "./library.js";
 import { draft, key, lastSettings, theme } from "./preferences.js";
-import { SettingsForm } from "./settings.js";
+import { SettingsForm, toolName } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
 import { openStore } from "./store.js";
 import { Thread } from "./thread.js";
@@ -22,6 +22,7 @@ const at = (id) => document.getElementById(id);
 class App {
   #api = new Api(key.get());
   #models = [];
+  #tools = [];
   #saving = null;
   #asking = null;
   #isAnswering = false;
@@ -77,7 +78,7 @@ class App {
   async start() {
     await this.#library.rescue();
     await this.#route();
-    await this.#loadModels();
+    await this.#loadCatalogue();
   }
 
   #buttons() {
@@ -190,7 +191,7 @@ class App {
 
   async #answered({ conversation, node }) {
     this.#isAnswering = false;
-    const tokens = node.usage ? `, ${node.usage.completion_tokens} tokens` : "";
+    const tokens = node.usage ? `, ${node.usage.output_tokens} tokens` : "";
     const words = { done: `Answer complete${tokens}.`, stopped: "Stopped." };
     this.#announce(words[node.state] ?? ""); // a failure's card speaks for itself
     const isShown = conversation === this.#library.current;
@@ -230,14 +231,14 @@ class App {
     at("model").value = settings.model;
     at("model").disabled = names.length === 0;
     if (!at("settings").contains(document.activeElement)) {
-      this.#form.show(settings, this.#model()?.tools ?? []);
+      this.#form.show(settings, this.#tools);
     }
     this.#showTools();
   }
 
   #showTools() {
     const { tools } = this.#library.current.record.settings;
-    at("active-tools").textContent = tools.join(", ");
+    at("active-tools").textContent = tools.map(toolName).join(", ");
   }
 
   #showGauges() {
@@ -251,13 +252,13 @@ class App {
     return { ...settings, model: names[0] };
   }
 
-  async #loadModels() {
+  async #loadCatalogue() {
     try {
-      this.#models = await this.#api.models();
+      ({ models: this.#models, tools: this.#tools } = await this.#api.catalogue());
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
       if (error.status === 401) await this.#askKey(this.#api.key !== "");
-      else toast(error.message, { text: "Try again", run: () => this.#loadModels() });
+      else toast(error.message, { text: "Try again", run: () => this.#loadCatalogue() });
       return;
     }
     const { current } = this.#library;
@@ -273,7 +274,7 @@ class App {
     if (given === null) return false;
     this.#api.key = given;
     key.set(given);
-    await this.#loadModels();
+    await this.#loadCatalogue();
     return true;
   }
 

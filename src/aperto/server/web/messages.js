@@ -148,9 +148,9 @@ export class AnswerView {
   }
 
   #showBar(isRunning) {
-    const { state, warnings, finish } = this.data;
+    const { state, warnings } = this.data;
     const versions = this.#actions.list(this.data).length;
-    const key = [state, finish, warnings.length, versions, this.#tokens !== null].join();
+    const key = [state, warnings.length, versions, this.#tokens !== null].join();
     if (key === this.#barKey) return;
     this.#barKey = key;
     this.#notes.replaceChildren(...notes(this.data, this.#actions));
@@ -199,7 +199,7 @@ export class AnswerView {
 
 function facts(node) {
   const { usage, seed } = node;
-  const count = usage?.completion_tokens ?? node.numPieces;
+  const count = usage?.output_tokens ?? node.numPieces;
   const rate = speed(node);
   return [
     node.model,
@@ -211,11 +211,11 @@ function facts(node) {
 
 /** What the user should know about how an answer ended. */
 function notes(node, { again, key }) {
-  const { state, finish, error, warnings, steps } = node;
+  const { state, isCut, error, warnings, steps } = node;
   const found = warnings.map((text) => note("warn", text));
   if (state === "stopped") found.push(note("stop", "Stopped."));
   if (state === "interrupted") found.push(note("warn", "This page was closed before the answer was whole."));
-  if (finish === "length") found.push(note("warn", "Cut: the token limit or the end of the context was reached."));
+  if (isCut) found.push(note("warn", "Cut: the token limit or the end of the context was reached."));
   if (state === "done" && !steps.some(({ kind }) => kind !== "reasoning")) {
     found.push(note("warn", "The model gave no answer."));
   }

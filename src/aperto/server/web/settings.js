@@ -48,7 +48,7 @@ export class SettingsForm {
     );
   }
 
-  /** Shows the settings of a conversation, and the tools that its model's server has. */
+  /** Shows the settings of a conversation, and the types of tools that the server has. */
   show(values, tools) {
     this.#values = values;
     this.#inputs.system.value = values.system;
@@ -104,8 +104,15 @@ export class SettingsForm {
         },
       },
     });
-    return h("label", { class: "check" }, input, h("span", {}, name));
+    return h("label", { class: "check" }, input, h("span", {}, toolName(name)));
   }
+}
+
+const TOOL_NAMES = { code_interpreter: "Python", web_search: "Browser" };
+
+/** What users call a type of tool. */
+export function toolName(type) {
+  return TOOL_NAMES[type] ?? type;
 }
 
 function group(title, ...content) {

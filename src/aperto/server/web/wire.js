@@ -25,19 +25,16 @@ export class Api {
     this.key = key;
   }
 
-  /** The served models: [{id, context}], context in tokens or null. */
-  async models() {
-    const { data } = await (await this.#request("v1/models")).json();
-    return data.map((model) => ({
-      id: model.id,
-      context: model.context_window ?? null,
-      tools: model.tools ?? [],
-    }));
+  /** What is served: {models: [{id, context}], tools: [type]}; context in tokens or null. */
+  async catalogue() {
+    const { data, tools } = await (await this.#request("v1/models")).json();
+    const models = data.map((model) => ({ id: model.id, context: model.context_window ?? null }));
+    return { models, tools: tools ?? [] };
   }
 
-  /** The events of one answer; see `events` below. Throws ApiError. */
+  /** The events of one answer; see `read` below. Throws ApiError. */
   async *answer(body, signal) {
-    const response = await this.#request("v1/chat/completions", {
+    const response = await this.#request("v1/responses", {
       method: "POST",
       body: JSON.stringify(body),
       signal,
@@ -46,7 +43,7 @@ export class Api {
     try {
       for await (const data of serverSentEvents(response.body)) {
         if (data === "[DONE]") isOver = true;
-        else yield* events(JSON.parse(data));
+        else yield* read(JSON.parse(data));
       }
     } catch (error) {
       throw signal.aborted || error instanceof ApiError ? error : lost();
@@ -88,49 +85,63 @@ async function failure(response) {
   return new ApiError(response.status, error, retryAfterS);
 }
 
-/** A chunk of a chat completion as events {kind, ...}. */
-function* events(chunk) {
-  if (chunk.error) throw new ApiError(chunk.error.status ?? 500, chunk.error);
-  for (const text of chunk.warnings ?? []) yield { kind: "warning", text };
-  if (chunk.prefill) yield { kind: "prefill", ...chunk.prefill };
-  if (chunk.tool) yield { kind: "tool", ...chunk.tool };
-  const choice = chunk.choices?.[0];
-  if (choice) yield* choiceEvents(choice);
-  if (chunk.timings) yield { kind: "timings", timings: chunk.timings };
-  if (chunk.usage) yield { kind: "usage", usage: chunk.usage };
+const KINDS = { reasoning: "reasoning", message: "text", mcp_call: "call", function_call: "call" };
+
+/** An event of the Responses API as events {kind, ...} of an answer. */
+function* read(event) {
+  const { type, item_id: id, delta, item, response } = event;
+  if (type === "response.output_item.added" && KINDS[item.type]) {
+    yield { kind: "open", step: KINDS[item.type], id: item.id, name: item.name, phase: item.phase };
+  } else if (type === "response.output_item.done" && KINDS[item.type]) {
+    yield { kind: "close", id: item.id, output: item.output ?? null };
+  } else if (typeof delta === "string") {
+    yield { kind: "delta", id, text: delta, tokens: event.logprobs ?? [] };
+  }
+  for (const text of response?.warnings ?? []) yield { kind: "warning", text };
+  if (event.prefill) yield { kind: "prefill", ...event.prefill };
+  if (response?.usage) yield { kind: "usage", usage: response.usage };
+  if (response?.incomplete_details) yield { kind: "cut" };
+  if (type === "response.failed") throw failed(response.error);
+  if (type === "error") throw failed(event.error ?? event);
 }
 
-function* choiceEvents({ delta = {}, logprobs, finish_reason: reason }) {
-  const thought = delta.reasoning ?? delta.reasoning_content;
-  if (thought) yield { kind: "reasoning", text: thought };
-  if (delta.content) yield { kind: "text", text: delta.content };
-  for (const call of delta.tool_calls ?? []) yield { kind: "call", ...call };
-  if (logprobs?.content?.length) yield { kind: "tokens", tokens: logprobs.content };
-  if (reason) yield { kind: "finish", reason };
+const STATUS = { context_length_exceeded: 400, invalid_prompt: 400, rate_limit_exceeded: 429 };
+
+function failed(error) {
+  return new ApiError(STATUS[error?.code] ?? 500, error ?? {});
 }
 
 /** The body of a request that answers the messages of `path`. */
 export function requestBody(path, settings, seed) {
-  const messages = settings.system ? [{ role: "system", content: settings.system }] : [];
-  for (const node of path) {
-    const content = node.role === "user" ? node.text : answerText(node);
-    if (content) messages.push({ role: node.role, content });
-  }
   const body = {
     model: settings.model,
-    messages,
-    stream: true,
-    stream_options: { include_usage: true },
-    reasoning_effort: settings.effort,
+    input: path.flatMap((node) => (node.role === "user" ? said(node) : answered(node))),
+    reasoning: { effort: settings.effort },
     seed,
+    store: false,
+    stream: true,
   };
+  if (settings.system) body.instructions = settings.system;
   for (const name of ["temperature", "top_p", "top_k", "min_p"]) {
     if (settings[name] !== null) body[name] = settings[name];
   }
-  if (settings.max_tokens !== null) body.max_completion_tokens = settings.max_tokens;
-  if (settings.logprobs) Object.assign(body, { logprobs: true, top_logprobs: 5 });
+  if (settings.max_tokens !== null) body.max_output_tokens = settings.max_tokens;
+  if (settings.logprobs) body.top_logprobs = 5;
   if (settings.tools.length) body.tools = settings.tools.map((type) => ({ type }));
   return body;
+}
+
+function said({ text }) {
+  return { type: "message", role: "user", content: text };
+}
+
+/** What later turns see of an answer: its text, and the calls that the server ran. */
+function answered({ steps }) {
+  return steps.flatMap(({ kind, id, name, text, phase, output }) => {
+    if (kind === "text" && text) return { type: "message", role: "assistant", phase, content: text };
+    if (kind !== "call" || output === null) return [];
+    return { type: "mcp_call", id, server_label: "aperto", name, arguments: text, output };
+  });
 }
 
 /** What an answer says to the user. */
