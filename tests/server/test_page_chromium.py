@@ -537,6 +537,7 @@ def test_exports_are_read_back(
     for row in (2, 3):
         page.click(".item [aria-haspopup=menu]")
         page.click(f".menu button:nth-child({row})")
+        page.wait("!document.querySelector('.menu')")
     wait_until(lambda: len(list(tmp_path.glob("why-well.*"))) == 2)
     wait_until(lambda: not list(tmp_path.glob("*.crdownload")))
     markdown = (tmp_path / "why-well.md").read_text()
