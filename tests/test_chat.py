@@ -274,7 +274,9 @@ def test_local_model_takes_options_by_name(say):
     assert model.complete("ab", max_tokens=2, temperature=0.0).usage.completion_tokens == 2
     with pytest.raises(ConfigError, match=r"unknown options temprature; known ones: .*effort"):
         model.chat("Hello", temprature=1)
-    with pytest.raises(ConfigError, match="effort is 'huge'; expected one of none, low, medium, high"):
+    with pytest.raises(
+        ConfigError, match="effort is 'huge'; expected one of none, low, medium, high"
+    ):
         model.chat("Hello", effort="huge")
     with model:
         pass

@@ -37,7 +37,9 @@ IDLE = event("in_progress", response={})
 """Says that the response is still worked on."""
 
 
-def item(kind: str, deltas: Sequence[Chunk], output: str | None = None, **fields: Any) -> list[Chunk]:
+def item(
+    kind: str, deltas: Sequence[Chunk], output: str | None = None, **fields: Any
+) -> list[Chunk]:
     """One output item: opened, written, done."""
     made = {"id": f"item_{next(_ids)}", "type": kind, **fields}
     return [
@@ -68,7 +70,9 @@ def drawn(*tokens: tuple[str, float]) -> list[Chunk]:
     for text, probability in tokens:
         rest = (1 - probability) / 2
         top = [(text, probability), (" maybe", rest), ("\n", rest / 2)]
-        entry = token(text, probability) | {"top_logprobs": [token(t, max(p, 1e-6)) for t, p in top]}
+        entry = token(text, probability) | {
+            "top_logprobs": [token(t, max(p, 1e-6)) for t, p in top]
+        }
         parts.append(event("output_text.delta", delta=text, logprobs=[entry]))
     return item("message", parts)
 
@@ -127,7 +131,9 @@ class FakeChat:
 
         @app.get("/v1/models")
         def models(request: Request) -> Response:
-            return self._refusal(request) or JSONResponse({"data": self.models, "tools": self.tools})
+            return self._refusal(request) or JSONResponse(
+                {"data": self.models, "tools": self.tools}
+            )
 
         @app.post("/v1/responses")
         async def chat(request: Request) -> Response:

@@ -113,7 +113,9 @@ def test_own_files_name_no_outside_host(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=names(SCRIPTS))
 def test_scripts_make_no_markup_or_code_out_of_text(path: Path) -> None:
-    banned = r"innerHTML|outerHTML|insertAdjacentHTML|DOMParser|document\.write|\beval\(|new Function"
+    banned = (
+        r"innerHTML|outerHTML|insertAdjacentHTML|DOMParser|document\.write|\beval\(|new Function"
+    )
     assert not re.search(banned, path.read_text())
 
 
@@ -128,7 +130,9 @@ def test_imports_name_what_is_there(path: Path) -> None:
 
 def test_ids_that_scripts_ask_for_are_on_the_page() -> None:
     page = (WEB / "index.html").read_text()
-    asked = {name for path in SCRIPTS for name in re.findall(r'\bat\("([^"]+)"\)', path.read_text())}
+    asked = {
+        name for path in SCRIPTS for name in re.findall(r'\bat\("([^"]+)"\)', path.read_text())
+    }
     assert asked
     assert {name for name in asked if f'id="{name}"' not in page} == set()
 
@@ -163,7 +167,9 @@ def test_languages_that_code_blocks_ask_for_are_there() -> None:
     table = re.search(r"const LANGUAGES = \{(.*?)\};", (WEB / "code.js").read_text(), re.DOTALL)
     assert table is not None
     wanted = set(re.findall(r': "(\w+)"', table.group(1)))
-    there = {path.name.removesuffix(".min.js") for path in (VENDOR / "highlight/languages").iterdir()}
+    there = {
+        path.name.removesuffix(".min.js") for path in (VENDOR / "highlight/languages").iterdir()
+    }
     assert wanted == there
 
 

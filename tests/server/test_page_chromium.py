@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from tests.server.chromium import CTRL, PROGRAM, SHIFT, Chromium, Page
 from tests.server.fake_chat import (
     BREAK,
@@ -36,7 +35,7 @@ ENDED = (
 )
 RICH = (Path(__file__).parent / "answer.md").read_text()
 HOSTILE = """\
-<script>window.harmed = 1</script> <img src="https://outside.test/a.png" onerror="window.harmed = 1">
+<script>window.harmed = 1</script> <img src="https://outside.test/a.png" onerror="window.harmed=1">
 
 ![pixel](https://outside.test/b.png) [link](javascript:window.harmed=1) <b onclick="x()">b</b>
 [data](data:text/html,x) [fine](https://outside.test/page) <style>body{display:none}</style>
@@ -128,7 +127,8 @@ def test_markdown_becomes_elements(page: Page, fake: FakeChat) -> None:
     page.wait("document.querySelector('.hljs-keyword') && document.querySelector('.katex')")
     found = {name: page.count(f".steps > .prose {name}") for name in (
         "h3", "h4", "ol > li", "ul", ".code", "table", "th", "tbody tr", "blockquote", "li.task",
-        "sub", "kbd", "hr", ".maths.display .katex-display", "a", "p .maths .katex", "img", "script",
+        "sub", "kbd", "hr", ".maths.display .katex-display", "a", "p .maths .katex", "img",
+        "script",
     )}  # fmt: skip
     assert found == {
         "h3": 1, "h4": 1, "ol > li": 3, "ul": 2, ".code": 1, "table": 1, "th": 4, "tbody tr": 3,
@@ -233,7 +233,12 @@ def test_reasoning_is_folded_and_counts_seconds(page: Page, fake: FakeChat) -> N
 @long
 def test_settings_reach_the_server(page: Page, fake: FakeChat) -> None:
     page.click("[aria-label=Settings]")
-    for name, text in {"temperature": "0.5", "top_k": "40", "seed": "12", "max_tokens": "99"}.items():
+    for name, text in {
+        "temperature": "0.5",
+        "top_k": "40",
+        "seed": "12",
+        "max_tokens": "99",
+    }.items():
         page.click(f"#set-{name}")
         page.type(text)
     page.click("#set-top_p")
@@ -262,7 +267,9 @@ def test_settings_reach_the_server(page: Page, fake: FakeChat) -> None:
 
 @long
 @pytest.mark.parametrize("how", ["key", "button"])
-def test_stopping_ends_the_request_and_keeps_what_came(page: Page, fake: FakeChat, how: str) -> None:
+def test_stopping_ends_the_request_and_keeps_what_came(
+    page: Page, fake: FakeChat, how: str
+) -> None:
     text = "and ".join(["one two three "] * 20).strip()
     fake.will([*saying(text), *[IDLE] * 10_000])
     fake.delay_s = 0.005
@@ -435,7 +442,9 @@ def test_a_broken_connection_keeps_what_came(page: Page, fake: FakeChat) -> None
 
 @long
 def test_an_error_inside_the_stream_is_an_error(page: Page, fake: FakeChat) -> None:
-    failed = event("failed", response={"error": {"message": "out of pages", "code": "server_error"}})
+    failed = event(
+        "failed", response={"error": {"message": "out of pages", "code": "server_error"}}
+    )
     fake.will([*saying("So far"), failed])
     page.say("Hello?")
     page.wait("document.querySelector('.error')")
@@ -444,7 +453,9 @@ def test_an_error_inside_the_stream_is_an_error(page: Page, fake: FakeChat) -> N
     error = {"message": "9 tokens, expected 5", "code": "context_length_exceeded"}
     fake.will([event("failed", response={"error": error})])
     page.click(".error button")
-    page.wait("document.querySelector('.error h3')?.innerText.startsWith('The conversation is too')")
+    page.wait(
+        "document.querySelector('.error h3')?.innerText.startsWith('The conversation is too')"
+    )
 
 
 @long
@@ -494,7 +505,9 @@ def test_a_key_is_asked_for_and_kept(browser: Chromium, fake: FakeChat) -> None:
 
 
 @long
-def test_conversations_are_renamed_found_deleted_and_brought_back(page: Page, fake: FakeChat) -> None:
+def test_conversations_are_renamed_found_deleted_and_brought_back(
+    page: Page, fake: FakeChat
+) -> None:
     fake.will(answer("A needle."), answer("Hay."))
     ask(page, "First question")
     page.press("k", CTRL)
@@ -502,9 +515,8 @@ def test_conversations_are_renamed_found_deleted_and_brought_back(page: Page, fa
     items = "[...document.querySelectorAll('.item a')].map(e => e.innerText)"
     assert page.run(items) == ["Second question", "First question"]
     page.run("document.querySelectorAll('.item a')[1].focus()")
-    page.run(
-        "document.activeElement.dispatchEvent(new KeyboardEvent('keydown', {key: 'F2', bubbles: true}))"
-    )
+    f2 = "new KeyboardEvent('keydown', {key: 'F2', bubbles: true})"
+    page.run(f"document.activeElement.dispatchEvent({f2})")
     page.type("Renamed")
     page.press("Enter")
     page.wait(f"{items}.includes('Renamed')")
@@ -542,7 +554,10 @@ def test_exports_are_read_back(
     wait_until(lambda: not list(tmp_path.glob("*.crdownload")))
     markdown = (tmp_path / "why-well.md").read_text()
     assert markdown.startswith("# Why? Well…\n\n## You\n\nWhy? Well…\n\n## gpt-oss-20b\n")
-    assert "<summary>Thought for a moment</summary>\n\nBecause.\n\n</details>\n\nIt is `x`." in markdown
+    assert (
+        "<summary>Thought for a moment</summary>\n\nBecause.\n\n</details>\n\nIt is `x`."
+        in markdown
+    )
     exported = tmp_path / "why-well.json"
     assert json.loads(exported.read_text())["format"] == "aperto-conversations"
     load(page, exported)
@@ -649,7 +664,16 @@ def test_everything_has_a_name_and_the_end_is_announced(page: Page, fake: FakeCh
     page.wait("document.getElementById('live').innerText === 'Answer complete, 42 tokens.'")
     page.click("[aria-label=Settings]")
     tree: list[dict[str, Any]] = page.call("Accessibility.getFullAXTree")["nodes"]
-    roles = {"button", "textbox", "combobox", "checkbox", "radio", "spinbutton", "link", "searchbox"}
+    roles = {
+        "button",
+        "textbox",
+        "combobox",
+        "checkbox",
+        "radio",
+        "spinbutton",
+        "link",
+        "searchbox",
+    }
     nameless = [
         node["role"]["value"]
         for node in tree
