@@ -97,6 +97,13 @@ def test_convert_reports_the_error_of_plain_experts(aperto, tmp_path):
     assert result.stdout.count("quantised to MXFP4, relative RMS error") == 4
 
 
+@pytest.mark.parametrize(("layout", "name"), [("gguf", "out.hf"), ("hf", "out.gguf")])
+def test_convert_refuses_a_name_of_another_layout(aperto, model, tmp_path, layout, name):
+    result = aperto("convert", str(model), str(tmp_path / name), "--layout", layout)
+    assert (result.exit_code, f"layout {layout} is a" in result.stderr) == (2, True)
+    assert not (tmp_path / name).exists()
+
+
 def test_convert_refuses_to_overwrite(aperto, model):
     result = aperto("convert", str(model), str(model), "--layout", "hf")
     assert (result.exit_code, "exists" in result.stderr) == (2, True)

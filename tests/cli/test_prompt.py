@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from aperto.cli.prompt import cleaned, input_line, is_finished, joined, piped_text
+from aperto.errors import UsageError
 
 
 @pytest.mark.parametrize(
@@ -73,3 +74,12 @@ def test_a_state_folder_that_cannot_be_made_is_no_error(tmp_path, monkeypatch):
     (tmp_path / "aperto").write_text("a file in the way")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     input_line(("/help",)).history.append_string("forgotten")
+
+
+def test_piped_bytes_must_be_text(monkeypatch, tmp_path):
+    path = tmp_path / "latin"
+    path.write_bytes("caffè".encode("latin-1"))
+    with path.open() as stream:
+        monkeypatch.setattr("sys.stdin", stream)
+        with pytest.raises(UsageError, match=r"byte 0xe8 at position 4; expected UTF-8"):
+            piped_text()

@@ -296,7 +296,7 @@ def test_a_changed_checkpoint_version_or_precision_is_packed_anew(
 
 def test_the_cache_is_listed_and_emptied(checkpoint: Checkpoint, tmp_path: Path) -> None:
     assert packed.list_entries(tmp_path) == []
-    with pytest.raises(UsageError, match="no entry 'x'; it holds: nothing"):
+    with pytest.raises(UsageError, match="no entry 'x'; it is empty"):
         packed.remove(tmp_path, "x")
     small = packed.open_packed(checkpoint, "q8", tmp_path).path
     large = packed.open_packed(checkpoint, "exact", tmp_path).path

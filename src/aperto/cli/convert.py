@@ -12,6 +12,7 @@ import typer
 from aperto.cli.app import settings_of
 from aperto.cli.options import LogLevelOption
 from aperto.cli.progress import byte_progress
+from aperto.errors import UsageError
 
 
 class LayoutChoice(StrEnum):
@@ -55,6 +56,9 @@ def convert(
     Experts that are not MXFP4 become it, and the error of each tensor is printed.
     """
     settings_of(ctx, log_level)
+    if (layout is LayoutChoice.GGUF) != (destination.suffix == ".gguf"):
+        wanted = "a file that ends in .gguf" if layout is LayoutChoice.GGUF else "a folder"
+        raise UsageError(f"destination is {destination}; layout {layout.value} is {wanted}")
     from aperto.formats import DType, open_checkpoint
     from aperto.formats.hub import resolve_model
     from aperto.formats.requantize import QuantizedExperts, quantize_experts

@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from aperto.config import state_dir
+from aperto.errors import UsageError
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -79,14 +80,24 @@ def input_line(words: tuple[str, ...]) -> PromptSession[str]:
 
 
 def piped_text() -> str | None:
-    """All of standard input where it is a pipe or a file; None for a terminal or a device."""
+    """All of standard input where it is a pipe or a file; None for a terminal or a device.
+
+    Raises UsageError where it is not UTF-8.
+    """
     try:
         mode = os.fstat(sys.stdin.fileno()).st_mode
     except (AttributeError, OSError, ValueError):  # closed, or replaced by an object without one
         return sys.stdin.read() if sys.stdin is not None and not sys.stdin.closed else None
     if stat.S_ISCHR(mode):
         return None
-    return sys.stdin.read()
+    data = sys.stdin.buffer.read()
+    try:
+        return data.decode().replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"standard input has byte 0x{data[error.start]:02x} at position {error.start}; "
+            "expected UTF-8 text; convert it first, with iconv for instance"
+        ) from error
 
 
 def joined(prompt: str | None, piped: str | None) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -28,3 +29,12 @@ def require_free(path: Path, needed_bytes: int, what: str) -> None:
             f"(and {RESERVE_BYTES / 1e9:.2f} GB must stay free); free some space or "
             "choose another disk"
         )
+
+
+def sync_file(path: Path) -> None:
+    """Wait until the file's content is on the disk, so that a rename never outruns it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -162,8 +162,9 @@ def remove(cache_dir: Path, name: str) -> list[CacheEntry]:
         if name in ("all", entry.path.name, entry.path.stem, entry.source)
     ]
     if not chosen and name != "all":
-        known = ", ".join(entry.path.stem for entry in entries) or "nothing"
-        raise UsageError(f"the packed cache has no entry {name!r}; it holds: {known}")
+        known = ", ".join(entry.path.stem for entry in entries)
+        holds = f"it holds: {known}" if known else "it is empty"
+        raise UsageError(f"the packed cache has no entry {name!r}; {holds}")
     for entry in chosen:
         entry.path.unlink()
     return chosen

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from aperto.errors import UnsupportedError, UsageError
 from aperto.formats import gguf, jsonconfig, safetensors, vocabulary
 from aperto.formats.checkpoint import LAYOUTS, Layout, TensorSource, TokenizerSource
-from aperto.formats.disk import require_free
+from aperto.formats.disk import require_free, sync_file
 from aperto.formats.ggufmeta import gguf_metadata
 from aperto.formats.ggufmodel import to_gguf_nibbles
 from aperto.formats.hf import INDEX, SINGLE
@@ -356,6 +356,8 @@ def _write_gguf(
             for piece in pieces:
                 report.write(file, piece)
                 file.write(bytes(gguf.padded(piece.nbytes) - piece.nbytes))
+            file.flush()
+            os.fsync(file.fileno())
         partial.chmod(0o644)
         partial.replace(path)
     except BaseException:
@@ -382,6 +384,8 @@ def _write_folder(
             _write_index(partial / INDEX, names, shards)
         _write_json_files(source, partial, layout)
         _write_tokenizer(source, partial, tokenizer)
+        for name in names:
+            sync_file(partial / name)
         partial.chmod(0o755)
         partial.rename(path)
     except BaseException:
