@@ -190,9 +190,18 @@ std::vector<BoundResult> sample(Logits logits, nb::sequence rows) {
 }  // namespace
 
 void bind_model(nb::module_& m) {
+  using PageView = nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>, nb::c_contig>;
   nb::class_<KvPages>(m, "KvCache", "Pages of keys and values, one pool a window group.")
       .def("copy_page", &KvPages::copy_page, "group"_a, "source"_a, "destination"_a,
            "Copy a page within its group.")
+      .def(
+          "page",
+          [](nb::handle_t<KvPages> self, size_t group, size_t page) {
+            KvPages& cache = nb::cast<KvPages&>(self);
+            uint8_t* data = cache.page(group, page);
+            return PageView(data, {cache.page_bytes(group)}, self);
+          },
+          "group"_a, "page"_a, "The bytes of a page, in place: to save them, and to fill them.")
       .def("num_pages", &KvPages::num_pages, "group"_a, "Pages of a window group.")
       .def_prop_ro("nbytes", &KvPages::bytes, "Bytes reserved for all pages.");
 

@@ -58,6 +58,15 @@ uint8_t* KvPages::head(size_t layer, size_t page, size_t kv_head) {
          kv_head * head_bytes_;
 }
 
+uint8_t* KvPages::page(size_t group, size_t page) {
+  check(group < groups_.size(), "page group ", group, " does not exist; expected < ",
+        groups_.size());
+  Group& g = groups_[group];
+  check(page < g.num_pages, "page ", page, " is out of range; group ", group, " has ", g.num_pages,
+        " pages");
+  return g.memory.data() + page * g.page_bytes;
+}
+
 void KvPages::copy_page(size_t group, size_t source, size_t destination) {
   check(group < groups_.size(), "page group ", group, " does not exist; expected < ",
         groups_.size());

@@ -35,6 +35,9 @@ class KvPages {
   // head_dim * kPageTokens elements.
   uint8_t* head(size_t layer, size_t page, size_t kv_head);
 
+  // The page_bytes(group) bytes of a page. Throws std::invalid_argument for numbers out of range.
+  uint8_t* page(size_t group, size_t page);
+
   // Copies a whole page within its group. Throws std::invalid_argument for numbers out of range.
   void copy_page(size_t group, size_t source, size_t destination);
 

@@ -222,8 +222,8 @@ def test_pages_are_planned_from_context_and_window():
     assert plan_pages(model, EngineConfig(context_tokens=4096, cache_tokens=100)) == (25, 25)
 
 
-def chat_turn(worker, prompt, max_tokens):
-    sequence = worker.submit(request(prompt, max_tokens=max_tokens))
+def chat_turn(worker, prompt, max_tokens, **options):
+    sequence = worker.submit(request(prompt, max_tokens=max_tokens, **options))
     run_until_idle(worker)
     return sequence
 
@@ -267,6 +267,20 @@ def test_where_two_texts_branch_off_the_window_is_kept_for_a_third():
     for last in (51, 52):
         chat_turn(worker, stem + [last] * 200, 1)
     assert chat_turn(worker, stem + [53] * 200, 1).channel.cached_tokens == 80
+
+
+def test_a_turn_after_tool_rounds_goes_on_from_the_cut_before_its_reasoning():
+    worker, model = long_chat()
+    question = [i % 50 for i in range(41)]
+    text = list(question)
+    for round_ in range(6):  # reasoning, a call and its result, all dropped when the turn is over
+        text += [round_] * 100
+        chat_turn(worker, text, 20, cut_points=(20, 41, len(text)))
+    chat_turn(worker, [51] * 150, 1)
+    follow_up = [*question, 60, 61, 62]
+    after = chat_turn(worker, follow_up, 4)
+    assert after.channel.cached_tokens == 40
+    assert drain(after) == drain(solo(request(follow_up), model, 1024))
 
 
 def test_default_context_grows_with_what_its_keys_and_values_cost():

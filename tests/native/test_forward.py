@@ -294,3 +294,20 @@ def test_copies_of_pages_that_do_not_exist_are_refused(tmp_path: Path) -> None:
     for source, target in ((2, 0), (0, 2)):
         with pytest.raises(ValueError, match=f"page {source} to {target} .* group 0 has 2 pages"):
             cache.copy_page(0, source, target)
+
+
+def test_a_page_can_be_read_and_written_in_place(tmp_path: Path) -> None:
+    model = Weights({}, tmp_path).model()
+    cache = model.new_cache([2, 3])
+    page = cache.page(1, 2)
+    assert page.dtype == np.uint8 and page.shape == (model.page_bytes(1),)
+    page[:] = np.arange(len(page)) % 251
+    cache.copy_page(1, 2, 0)
+    np.testing.assert_array_equal(cache.page(1, 0), page)
+    assert not cache.page(1, 1).any()
+    view = cache.page(1, 0)
+    del cache  # a view keeps its memory alive
+    np.testing.assert_array_equal(view, page)
+    for group, number in ((2, 0), (0, 2)):
+        with pytest.raises(ValueError, match=f"group {group} (does not exist|has 2 pages)"):
+            model.new_cache([2, 3]).page(group, number)

@@ -51,6 +51,9 @@ class KvCache:
     def copy_page(self, group: int, source: int, destination: int) -> None:
         """Copy a page within its group."""
 
+    def page(self, group: int, page: int) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C')]:
+        """The bytes of a page, in place: to save them, and to fill them."""
+
     def num_pages(self, group: int) -> int:
         """Pages of a window group."""
 

@@ -6,6 +6,7 @@ above 0), or cached: unreferenced, but still found by its prefix until its memor
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
 import numpy as np
@@ -77,6 +78,13 @@ class PagePool:
         if self.refs[page] == 0:
             del (self._passed if page in self._passed else self._kept)[page]
         self.refs[page] += 1
+
+    def renew(self, page: int) -> None:
+        """Let a cached page be the last to be evicted; nothing happens to others."""
+        if page in self._passed or page in self._kept:
+            self._passed.pop(page, None)
+            self._kept.pop(page, None)
+            self._kept[page] = None
 
     def release(self, page: int, keep: bool = True) -> None:
         """Drop a reference; the last one leaves the page cached if a prefix knows it.
@@ -227,10 +235,78 @@ class Pages:
                 self.tables[group][row, idx] = page
         tip = nodes[num_cached - 1] if num_cached else self._root
         sequence.admit(row, position, firsts, num_cached, tip)
-        sequence.kept_ends = (len(nodes), sequence.num_prompt // self.page_tokens)
+        cuts = [cut // self.page_tokens for cut in sequence.cut_points]
+        sequence.kept_ends = (len(nodes), sequence.num_prompt // self.page_tokens, *cuts)
+        self._renew(sequence, nodes)
         sequence.tip.holds += 1
         self.take(sequence, position)
         return True
+
+    def _renew(self, sequence: Sequence, nodes: list[PrefixNode]) -> None:
+        """Let the windows before cut points, if cached, be the last to be evicted, first cut last."""
+        for end in (cut // self.page_tokens for cut in reversed(sequence.cut_points)):
+            for group, window in enumerate(self.windows):
+                if window and end <= len(nodes):
+                    first = self.first_needed(group, (end - 1) * self.page_tokens)
+                    for node in nodes[first:end]:
+                        self.pools[group].renew(node.pages[group])
+
+    def plant(
+        self,
+        keys: Seq[bytes],
+        slots: Seq[tuple[int, int]],
+        fill: Callable[[int, int, int], None],
+    ) -> bool:
+        """Make pages of a prefix known that was computed elsewhere.
+
+        keys: the bytes of the tokens of each full page of the prefix. slots: (group, logical page)
+        of those that are brought in. fill(group, logical page, physical page) writes one that is
+        not here yet. Changes nothing and returns False where there is no room.
+        """
+        for group, pool in enumerate(self.pools):
+            if sum(g == group for g, _ in slots) > pool.num_available:
+                return False
+        path = [self._root]
+        for key in keys:
+            path.append(self._child(path[-1], key))
+        path[-1].holds += 1
+        held: list[tuple[PagePool, int]] = []
+        for group, idx in slots:
+            pool, node = self.pools[group], path[idx + 1]
+            page = node.pages[group]
+            if page >= 0:
+                pool.hold(page)
+            else:
+                page = self._take_page(group)
+                fill(group, idx, page)
+                node.pages[group] = page
+                pool.nodes[page] = node
+            held.append((pool, page))
+        for pool, page in reversed(held):
+            pool.release(page)
+        path[-1].holds -= 1
+        self._forget(path[-1])
+        return True
+
+    def _take_page(self, group: int) -> int:
+        page, node = self.pools[group].take()
+        if node is not None:
+            node.pages[group] = -1
+            self._forget(node)
+        return page
+
+    def path(self, sequence: Sequence, end: int) -> list[PrefixNode]:
+        """Nodes of the first `end` pages of a running sequence, at most num_indexed."""
+        node, nodes = sequence.tip, []
+        for _ in range(sequence.num_indexed):
+            nodes.append(node)
+            assert node.parent is not None
+            node = node.parent
+        return nodes[::-1][:end]
+
+    def page_keys(self, sequence: Sequence, end: int) -> list[bytes]:
+        """Bytes of the tokens of each of the first `end` full pages of a text."""
+        return [self._page_key(sequence, idx) for idx in range(end)]
 
     def room(self, sequence: Sequence, num_tokens: int) -> int:
         """How many of the next num_tokens positions have pages or can get them now."""
@@ -245,15 +321,11 @@ class Pages:
         """Give a sequence its pages for positions below `end`; `room` must have agreed."""
         if 0 < end <= sequence.num_paged:
             return
-        for group, pool in enumerate(self.pools):
+        for group in range(len(self.pools)):
             tokens = max(end, sequence.num_tokens) if self.windows[group] == 0 else end
             table = self.tables[group]
             for idx in range(sequence.end_pages[group], self.pages_of(tokens)):
-                page, node = pool.take()
-                if node is not None:
-                    node.pages[group] = -1
-                    self._forget(node)
-                table[sequence.row, idx] = page
+                table[sequence.row, idx] = self._take_page(group)
                 sequence.end_pages[group] = idx + 1
         sequence.num_paged = min(sequence.end_pages) * self.page_tokens
 
@@ -310,6 +382,8 @@ class Pages:
             for page in table[sequence.row, held][::-1].tolist():
                 pool.release(page)
             table[sequence.row, held] = -1
+        if sequence.cut_points:
+            self._renew(sequence, self.path(sequence, sequence.num_indexed))
         sequence.tip.holds -= 1
         self._forget(sequence.tip)
         sequence.retire()

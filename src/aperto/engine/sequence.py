@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from aperto.engine.pages import PrefixNode
 
 MAX_TOP_LOGPROBS = 20
+_NEWEST_CUTS = 3
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +64,7 @@ class Sequence:
         "arrival",
         "channel",
         "constraint",
+        "cut_points",
         "echo_logprobs",
         "end_pages",
         "first_pages",
@@ -100,6 +102,11 @@ class Sequence:
         self.constraint = request.constraint
         self.echo_logprobs = request.echo_logprobs
         self.may_reuse_prefix = not request.echo_logprobs
+        cuts = sorted(set(request.cut_points))
+        # The shared beginning, and where the newest turns begin: an old conversation's many
+        # others would only evict what is of more use.
+        self.cut_points = (*cuts[:1], *cuts[1:][-_NEWEST_CUTS:])
+        """Cut points of the request that are kept in mind, in order."""
         self.sample_row = SampleRow(request.sampling, prompt, request.num_top_logprobs)
         self.channel = Channel(self.num_prompt, self.sample_row.seed)
         if request.echo_logprobs:
@@ -119,7 +126,8 @@ class Sequence:
         """One past the last logical page held in each group."""
         self.kept_ends: tuple[int, ...] = ()
         """Logical pages before which other texts are likely to end or to branch off: the end of
-        the prompt, as a next turn drops the reasoning after it, and the end of what was known."""
+        the prompt, as a next turn drops the reasoning after it, the end of what was known, and
+        the cut points."""
 
     @property
     def is_decoding(self) -> bool:
