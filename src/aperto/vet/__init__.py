@@ -1,0 +1,1 @@
+"""Measuring and gating: capability scores, safety suites, statistics, signed verdicts."""
