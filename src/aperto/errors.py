@@ -17,7 +17,9 @@
     │   ├── ContextLengthError      prompt and answer do not fit; carries the numbers
     │   ├── QueueFullError          back-pressure: try again later
     │   └── EngineClosedError       the engine was shut down while the request was open
-    └── TemplateError               a conversation cannot be rendered
+    ├── TemplateError               a conversation cannot be rendered
+    └── EvidenceError               rows, protocols or reports that no verdict can rest on
+        └── SignatureError          a signature does not hold
 
 A message says what was found, what was expected and what to do.
 """
@@ -101,3 +103,11 @@ class EngineClosedError(EngineError):
 
 class TemplateError(ApertoError):
     """A conversation cannot be rendered to tokens."""
+
+
+class EvidenceError(ApertoError):
+    """Rows, protocols or reports that no verdict can rest on."""
+
+
+class SignatureError(EvidenceError):
+    """A signature does not hold."""
