@@ -45,6 +45,9 @@ class FakeCache:
         self.slots = [np.zeros((n, page_tokens), dtype=U64) for n in num_pages]
         self.nbytes = sum(s.nbytes for s in self.slots)
 
+    def page(self, group: int, page: int) -> np.ndarray:
+        return self.slots[group][page].view(np.uint8)
+
 
 class FakeModel:
     """The "keys and values" of a position are a hash of all tokens up to it.

@@ -198,6 +198,8 @@ class EngineConfig:
     prefix_dir: Path | None = None
     """Folder where keys and values up to cut points outlive the process; None writes none. They
     tell what was said: the files are readable by their owner alone."""
+    prefix_least_tokens: int = 512
+    """Shortest prefix that is saved there; shorter ones are as quickly computed again."""
     prefix_disk_bytes: int = 4 << 30
     """Most bytes of that folder; what was not used for longest goes first."""
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias, overload
 from aperto.chat import Chat, ChatEvent, ChatOptions, Done, TokenDrawn
 from aperto.config import EngineConfig, Precision, load_settings
 from aperto.engine import Engine, SamplingParams, Timings, Usage
-from aperto.engine.load import load_model
+from aperto.engine.load import load_model, prefix_owner
 from aperto.engine.memory import require_memory
 from aperto.errors import ConfigError
 from aperto.formats import open_checkpoint
@@ -76,7 +76,8 @@ def load(
         progress=progress,
         confirm=confirm,
     )
-    return LocalModel(str(name), Engine(model, config), tokenizer)
+    owner = prefix_owner(checkpoint, precision)
+    return LocalModel(str(name), Engine(model, config, owner=owner), tokenizer)
 
 
 class LocalModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -44,6 +45,11 @@ pack_mxfp4 = _native.pack_mxfp4
 probe_read_bandwidth = _native.probe_read_bandwidth
 probe_int8_peak = _native.probe_int8_peak
 probe_f32_peak = _native.probe_f32_peak
+
+
+def core_path() -> Path:
+    """The file of the compiled core: other bytes may compute other bits."""
+    return Path(str(_native.__file__))
 
 
 def isa_names() -> list[str]:

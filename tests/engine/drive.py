@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import time
+
 from tests.fakes import FakeModel, sample
 
 from aperto.config import EngineConfig
 from aperto.engine.core import CoreModel
 from aperto.engine.engine import plan_pages
+from aperto.engine.prefix_store import PrefixOwner
 from aperto.engine.sequence import Request, Sequence
 from aperto.engine.stream import Token
 from aperto.engine.worker import Worker
 
 
 def make_worker(
-    model: CoreModel, config: EngineConfig, num_pages: tuple[int, ...] | None = None
+    model: CoreModel,
+    config: EngineConfig,
+    num_pages: tuple[int, ...] | None = None,
+    owner: PrefixOwner | None = None,
 ) -> Worker:
     context = config.context_tokens or model.config.max_context
-    return Worker(model, num_pages or plan_pages(model, config), config, context, sample)
+    return Worker(model, num_pages or plan_pages(model, config), config, context, sample, owner)
 
 
 def run_until_idle(worker: Worker, max_steps: int = 10_000) -> int:
@@ -26,6 +32,17 @@ def run_until_idle(worker: Worker, max_steps: int = 10_000) -> int:
         if not worker.step():
             return steps
     raise AssertionError(f"still busy after {max_steps} steps")
+
+
+def settle(worker: Worker) -> None:
+    """Serve all that was submitted, and wait for the disk."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        run_until_idle(worker)
+        if worker.disk is None or worker.disk.is_idle:
+            return
+        time.sleep(0.001)
+    raise AssertionError("the disk is still busy after a minute")
 
 
 def drain(sequence: Sequence) -> list[Token]:

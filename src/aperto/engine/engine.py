@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from aperto.config import EngineConfig
 from aperto.engine.core import CacheModel, CoreModel, Sampler
+from aperto.engine.prefix_store import PrefixOwner
 from aperto.engine.sequence import Request, Sequence
 from aperto.engine.stream import TokenStream
 from aperto.engine.worker import EngineStats, Worker
@@ -67,8 +68,18 @@ class Engine:
     """Serves requests on one model. Thread-safe; close it, or use it in a `with` block."""
 
     def __init__(
-        self, model: CoreModel, config: EngineConfig | None = None, sampler: Sampler | None = None
+        self,
+        model: CoreModel,
+        config: EngineConfig | None = None,
+        sampler: Sampler | None = None,
+        owner: PrefixOwner | None = None,
     ) -> None:
+        """Start the engine's thread.
+
+        sampler: by default the native one. owner: what the model's keys and values depend on;
+        without it, none are saved in EngineConfig.prefix_dir. Raises ConfigError where that folder
+        cannot be used.
+        """
         self.config = config or EngineConfig()
         self.context_tokens = min(
             model.config.max_context, self.config.context_tokens or default_context_tokens(model)
@@ -82,6 +93,7 @@ class Engine:
             self.config,
             self.context_tokens,
             sampler or _native_sampler(),
+            owner,
         )
         thread = threading.Thread(target=self._worker.run, name="aperto-engine", daemon=True)
         # The thread holds the worker, not the engine: an engine that is dropped is closed.

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from pathlib import Path
 
 from aperto.config import Precision, default_cache_dir
+from aperto.engine.prefix_store import PrefixOwner
 from aperto.formats import Checkpoint
 from aperto.formats.packed import Confirm, Progress, open_packed
-from aperto.native import Model, isa_names
+from aperto.native import Model, core_path, isa_names
 
-__all__ = ["isa_names", "load_model"]
+__all__ = ["isa_names", "load_model", "prefix_owner"]
 
 
 def load_model(
@@ -44,3 +47,14 @@ def load_model(
         max_batch_tokens=max_batch_tokens,
         kv_type="f32" if precision == "exact" else "f16",
     )
+
+
+def prefix_owner(checkpoint: Checkpoint, precision: Precision) -> PrefixOwner:
+    """What keys and values on disk belong to: these files, this precision, this build's kernels."""
+    fingerprint = f"{checkpoint.fingerprint()} {_core_hash()}"
+    return PrefixOwner(str(checkpoint.path.resolve()), precision, fingerprint)
+
+
+@functools.cache
+def _core_hash() -> str:
+    return hashlib.blake2b(core_path().read_bytes(), digest_size=16).hexdigest()

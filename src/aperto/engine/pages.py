@@ -243,7 +243,7 @@ class Pages:
         return True
 
     def _renew(self, sequence: Sequence, nodes: list[PrefixNode]) -> None:
-        """Let the windows before cut points, if cached, be the last to be evicted, first cut last."""
+        """Let cached windows before cut points be evicted last, the first cut's very last."""
         for end in (cut // self.page_tokens for cut in reversed(sequence.cut_points)):
             for group, window in enumerate(self.windows):
                 if window and end <= len(nodes):

@@ -52,6 +52,7 @@ class Scheduler:
         self._mixed_prefill_tokens = config.mixed_prefill_tokens
         self._free_rows = list(range(config.max_sequences - 1, -1, -1))
         self._is_stalled = False
+        self._num_added = 0
         self._plan: dict[Sequence, int] = {}
         self._batch = Batch()
         self._token_ids = np.empty(config.max_batch_tokens, dtype=np.int32)
@@ -61,6 +62,8 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence."""
+        sequence.arrival = self._num_added
+        self._num_added += 1
         self.waiting.append(sequence)
 
     def drop(self, sequence: Sequence) -> None:

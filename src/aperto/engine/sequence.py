@@ -77,8 +77,10 @@ class Sequence:
         "num_paged",
         "num_prompt",
         "num_tokens",
+        "prefix_keys",
         "row",
         "sample_row",
+        "save_ends",
         "stop_ids",
         "tip",
         "tokens",
@@ -87,10 +89,10 @@ class Sequence:
     tip: PrefixNode
     """Node of the last indexed page, while running."""
 
-    def __init__(self, request: Request, arrival: int, num_groups: int) -> None:
+    def __init__(self, request: Request, num_groups: int) -> None:
         prompt = np.asarray(request.prompt, dtype=np.int32)
-        self.arrival = arrival
-        """Order of submission: earlier sequences go first."""
+        self.arrival = -1
+        """Order in which sequences came to the scheduler: earlier ones go first."""
         self.num_prompt = len(prompt)
         self.num_tokens = self.num_prompt
         """Tokens known: the prompt and what was drawn."""
@@ -107,6 +109,10 @@ class Sequence:
         # others would only evict what is of more use.
         self.cut_points = (*cuts[:1], *cuts[1:][-_NEWEST_CUTS:])
         """Cut points of the request that are kept in mind, in order."""
+        self.prefix_keys: list[bytes] = []
+        """Names of the prompt's full pages on disk, where prefixes are saved."""
+        self.save_ends: list[int] = []
+        """Full pages up to which the prompt is to be saved on disk, in order."""
         self.sample_row = SampleRow(request.sampling, prompt, request.num_top_logprobs)
         self.channel = Channel(self.num_prompt, self.sample_row.seed)
         if request.echo_logprobs:

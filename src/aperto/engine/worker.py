@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import threading
+from collections.abc import Callable
 from queue import SimpleQueue
 
 import numpy as np
@@ -12,11 +13,13 @@ import numpy as np
 from aperto.config import EngineConfig
 from aperto.engine.core import CoreModel, Float32Array, Sampler, SampleResult
 from aperto.engine.pages import Pages
+from aperto.engine.prefix_disk import PrefixDisk
+from aperto.engine.prefix_store import PageLayout, PrefixOwner, PrefixStore
 from aperto.engine.sampling import SampleRow, SamplingParams
 from aperto.engine.scheduler import Batch, Scheduler
 from aperto.engine.sequence import Request, Sequence
 from aperto.engine.stream import FinishReason, Token
-from aperto.errors import ApertoError, EngineClosedError, EngineError, QueueFullError
+from aperto.errors import ApertoError, ConfigError, EngineClosedError, EngineError, QueueFullError
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +41,10 @@ class EngineStats:
     """Pages that running sequences hold, of each window group."""
     pages_cached: tuple[int, ...]
     """Unreferenced pages that keep prefixes, of each window group."""
+    tokens_fetched: int = 0
+    """Tokens whose keys and values came back from the disk."""
+    tokens_saved: int = 0
+    """Tokens of the prefixes that went there."""
 
 
 class Worker:
@@ -50,6 +57,7 @@ class Worker:
         config: EngineConfig,
         context_tokens: int,
         sampler: Sampler,
+        owner: PrefixOwner | None = None,
     ) -> None:
         self._model = model
         self._cache = model.new_cache(num_pages)
@@ -68,10 +76,36 @@ class Worker:
         self.capacity_tokens = self.pages.capacity_tokens
         """Longest sequence that fits when it is alone."""
         # put() is safe from destructors, which a lock and a condition would not be.
-        self._inbox: SimpleQueue[Sequence | None] = SimpleQueue()
+        self._inbox: SimpleQueue[Sequence | Callable[[], None] | None] = SimpleQueue()
         self._lock = threading.Lock()  # guards submission against closing
         self._is_closed = False
-        self._num_submitted = 0
+        self.disk = self._open_disk(config, owner)
+        """Prefixes that outlive the process; None without a folder for them."""
+
+    def _open_disk(self, config: EngineConfig, owner: PrefixOwner | None) -> PrefixDisk | None:
+        folder = config.prefix_dir
+        if folder is None or owner is None or not config.share_prefixes:
+            return None
+        model = self._model
+        groups = range(len(model.window_groups))
+        layout = PageLayout(
+            tuple(model.window_groups), model.page_tokens, tuple(map(model.page_bytes, groups))
+        )
+        try:
+            store = PrefixStore(folder, config.prefix_disk_bytes, owner, layout)
+        except OSError as error:
+            raise ConfigError(
+                f"prefix_dir {folder} cannot be used: {error.strerror}; name a folder that can be "
+                "written"
+            ) from error
+        return PrefixDisk(
+            store,
+            self.pages,
+            self._cache,
+            config.prefix_least_tokens,
+            post=self._inbox.put,
+            resume=self.scheduler.add,
+        )
 
     # --- called from any thread ----------------------------------------------------------------
 
@@ -80,14 +114,13 @@ class Worker:
         with self._lock:
             if self._is_closed:
                 raise EngineClosedError("the engine is closed; open a new one")
-            waiting = self._inbox.qsize() + len(self.scheduler.waiting)
+            waiting = self._num_waiting
             if waiting >= self._max_waiting:
                 raise QueueFullError(
                     f"{waiting} requests wait already, the most that this engine lets wait "
                     "(max_waiting); try again later"
                 )
-            sequence = Sequence(request, self._num_submitted, len(self.pages.windows))
-            self._num_submitted += 1
+            sequence = Sequence(request, len(self.pages.windows))
             self._inbox.put(sequence)
         return sequence
 
@@ -102,15 +135,22 @@ class Worker:
             self._is_closed = True
         self._inbox.put(None)
 
+    @property
+    def _num_waiting(self) -> int:
+        fetching = 0 if self.disk is None else self.disk.num_waiting
+        return self._inbox.qsize() + len(self.scheduler.waiting) + fetching
+
     def stats(self) -> EngineStats:
         """What is running, waiting and held right now."""
         pools = self.pages.pools
         return EngineStats(
             num_running=len(self.scheduler.running),
-            num_waiting=self._inbox.qsize() + len(self.scheduler.waiting),
+            num_waiting=self._num_waiting,
             pages_total=tuple(pool.num_pages for pool in pools),
             pages_held=tuple(pool.num_pages - pool.num_available for pool in pools),
             pages_cached=tuple(pool.num_cached for pool in pools),
+            tokens_fetched=0 if self.disk is None else self.disk.tokens_fetched,
+            tokens_saved=0 if self.disk is None else self.disk.tokens_saved,
         )
 
     # --- the engine's thread -------------------------------------------------------------------
@@ -128,22 +168,31 @@ class Worker:
             error.__cause__ = cause
         finally:
             self._end_all(error)
+            if self.disk is not None:
+                self.disk.close()
 
     def read_inbox(self, wait: bool) -> bool:
         """Take in new and cancelled requests; False once the engine is to stop."""
         inbox = self._inbox
         while wait or not inbox.empty():
-            sequence = inbox.get()
-            if sequence is None:
+            item = inbox.get()
+            if item is None:
                 return False
             wait = False
-            if sequence.is_cancelled:
-                self._finish(sequence, "cancelled")
-            else:
-                self.scheduler.add(sequence)
+            if not isinstance(item, Sequence):
+                item()
+            elif item.is_cancelled:
+                self._finish(item, "cancelled")
+            elif self.disk is None or not self.disk.fetch(item):
+                self.scheduler.add(item)
         return True
 
     def step(self) -> bool:
+        """Compute a batch, and copy for the disk; False where there was nothing to do."""
+        is_busy = self._compute()
+        return (self.disk is not None and self.disk.step(is_busy)) or is_busy
+
+    def _compute(self) -> bool:
         """Schedule, compute, sample, commit; False where there was nothing to do."""
         batch = self.scheduler.schedule()
         if batch is None:
@@ -162,6 +211,9 @@ class Worker:
                 self._fail(sequence, "the forward pass failed", cause)
             return True
         self.scheduler.commit(batch)
+        if self.disk is not None:
+            for sequence, _ in batch.entries:
+                self.disk.note(sequence)
         if batch.outputs:
             self._sample(batch, logits)
         for sequence, _ in batch.entries:
@@ -242,9 +294,10 @@ class Worker:
     def _end_all(self, error: ApertoError) -> None:
         with self._lock:
             self._is_closed = True
-        for sequence in (*self.scheduler.running, *self.scheduler.waiting):
+        fetching = [] if self.disk is None else self.disk.waiting
+        for sequence in (*self.scheduler.running, *self.scheduler.waiting, *fetching):
             sequence.channel.end("error", error)
         while not self._inbox.empty():
             left = self._inbox.get()
-            if left is not None:
+            if isinstance(left, Sequence):
                 left.channel.end("error", error)
