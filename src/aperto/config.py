@@ -233,6 +233,11 @@ def default_cache_dir() -> Path:
     return _xdg_dir("XDG_CACHE_HOME", ".cache")
 
 
+def prompt_cache_dir(cache_dir: Path) -> Path:
+    """Where saved prompts lie, in the folder of packed models, unless a setting says otherwise."""
+    return cache_dir / "prompts"
+
+
 def state_dir() -> Path:
     """Where the terminal keeps its input history and saved conversations."""
     return _xdg_dir("XDG_STATE_HOME", ".local/state")

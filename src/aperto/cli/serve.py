@@ -17,6 +17,7 @@ import typer
 
 from aperto.cli.app import settings_of
 from aperto.cli.options import LogLevelOption, PrecisionOption, ThreadsOption
+from aperto.config import prompt_cache_dir
 from aperto.errors import UsageError
 
 if TYPE_CHECKING:
@@ -81,6 +82,18 @@ def serve(
             min=1, metavar="TOKENS", help="Tokens held for all requests. Default: one context."
         ),
     ] = None,
+    prompt_cache: Annotated[
+        str,
+        typer.Option(
+            metavar="DIR|on|off",
+            help="Save long shared prompts on disk, so that a restart need not compute them again: "
+            "on takes a folder of the cache, off keeps all in memory.",
+        ),
+    ] = "off",
+    prompt_cache_size: Annotated[
+        str,
+        typer.Option(metavar="SIZE", help="Most that saved prompts take of the disk."),
+    ] = "4G",
     idle_unload: Annotated[
         str | None,
         typer.Option(metavar="TIME", help="Unload models unused for this long (30s, 10m, 2h)."),
@@ -113,6 +126,8 @@ def serve(
         threads=threads or settings.threads or None,
         context_tokens=context or settings.context or None,
         cache_tokens=cache_tokens,
+        prompt_cache=_prompt_folder(prompt_cache, settings.cache_dir),
+        prompt_cache_bytes=size_of(prompt_cache_size, "--prompt-cache-size"),
         max_concurrency=max_concurrency,
         max_waiting=max_waiting,
         max_body_bytes=size_of(max_body, "--max-body"),
@@ -137,6 +152,12 @@ def seconds_of(text: str, option: str) -> float:
     if found is None:
         raise UsageError(f"{option} is {text!r}; expected a time such as 30s, 10m or 2h")
     return float(found[1]) * _DURATIONS[found[2] or "s"]
+
+
+def _prompt_folder(choice: str, cache_dir: Path) -> Path | None:
+    if choice == "on":
+        return prompt_cache_dir(cache_dir)
+    return None if choice == "off" else Path(choice).expanduser()
 
 
 def is_loopback(host: str) -> bool:

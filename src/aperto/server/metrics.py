@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from aperto.chat import Done
@@ -75,8 +75,8 @@ class _EngineState(Collector):
     def __init__(self, pool: ModelPool) -> None:
         self._pool = pool
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Running and waiting requests, and pages, by model."""
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        """Running and waiting requests, pages, and traffic of saved prompts, by model."""
         running = GaugeMetricFamily(
             "aperto_running_requests", "Answers being computed.", labels=("model",)
         )
@@ -88,6 +88,11 @@ class _EngineState(Collector):
             "Pages of keys and values by window group: all, held by answers, kept as prefixes.",
             labels=("model", "group", "state"),
         )
+        saved = CounterMetricFamily(
+            "aperto_prompt_cache_tokens",
+            "Tokens of prompts that were saved on disk, and fetched from there, since loading.",
+            labels=("model", "way"),
+        )
         for name, model in self._pool.loaded().items():
             stats = model.engine.stats()
             running.add_metric([name], stats.num_running)
@@ -95,4 +100,6 @@ class _EngineState(Collector):
             for state in ("total", "held", "cached"):
                 for group, count in enumerate(getattr(stats, f"pages_{state}")):
                     pages.add_metric([name, str(group), state], count)
-        yield from (running, waiting, pages)
+            saved.add_metric([name, "saved"], stats.tokens_saved)
+            saved.add_metric([name, "fetched"], stats.tokens_fetched)
+        yield from (running, waiting, pages, saved)

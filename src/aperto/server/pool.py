@@ -118,6 +118,8 @@ class ModelPool:
             max_sequences=settings.max_concurrency,
             max_waiting=settings.max_waiting,
             max_batch_tokens=max(512, settings.max_concurrency),
+            prefix_dir=settings.prompt_cache,
+            prefix_disk_bytes=settings.prompt_cache_bytes,
         )
 
     def add(self, source: str) -> str:

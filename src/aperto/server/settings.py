@@ -36,6 +36,10 @@ class ServerSettings:
     """Longest prompt and answer together; None as EngineConfig says."""
     cache_tokens: int | None = None
     """Tokens of all requests whose keys and values are held; None as EngineConfig says."""
+    prompt_cache: Path | None = None
+    """Folder where keys and values of long shared prompts outlive a restart; None saves none."""
+    prompt_cache_bytes: int = 4 << 30
+    """Most bytes of that folder."""
     max_concurrency: int = 16
     """Answers that are computed at once; others wait."""
     max_waiting: int = 2048
@@ -77,6 +81,7 @@ class ServerSettings:
             "heartbeat_s",
             "idle_unload_s",
             "memory_cap_bytes",
+            "prompt_cache_bytes",
             "store_ttl_s",
             "store_max_bytes",
         ):
