@@ -3,6 +3,7 @@ import json
 import pytest
 from tests.tiny import write_tiny
 
+from aperto.engine.prefix_store import PageLayout, PrefixOwner, PrefixStore
 from aperto.formats import open_checkpoint
 from aperto.formats.hub import ModelEntry
 from aperto.measure.references import MANIFEST, REFERENCES
@@ -131,6 +132,25 @@ def test_pull_passes_its_options_on(aperto, tmp_path, monkeypatch):
     assert asked == [("org/m", "gguf", "Q8", "main")]
     assert f"aperto chat {tmp_path}" in result.stdout
     assert "aperto chat org/m" in aperto("pull", "org/m").stdout
+
+
+def test_cache_lists_and_removes_saved_prompts(aperto, tmp_path, monkeypatch):
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("APERTO_CACHE", str(folder))
+    owner = PrefixOwner("/models/tiny", "q8", "fingerprint")
+    layout = PageLayout((8, 0), 4, (32, 32))
+    store = PrefixStore(folder / "prompts", 1 << 20, owner, layout)
+    (piece,) = store.pieces(store.keys([b"page"]), 1)
+    store.write(piece, memoryview(bytes(piece.nbytes)))
+    (listed,) = json.loads(aperto("cache", "ls", "--json").stdout)
+    assert (listed["kind"], listed["source"]) == ("prompts", "/models/tiny")
+    assert listed["bytes"] > piece.nbytes
+    assert "prompts" in aperto("cache", "ls").stdout
+    assert aperto("cache", "rm", "weights").exit_code == 0
+    assert store.read(piece) is not None
+    assert "freed" in aperto("cache", "rm", "prompts").stdout
+    assert store.read(piece) is None
+    assert json.loads(aperto("cache", "ls", "--json").stdout) == []
 
 
 def test_pull_refuses_a_bad_name(aperto):

@@ -7,11 +7,12 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import httpx
 import pytest
 
-from aperto.cli.serve import greeting, is_loopback, seconds_of, size_of
+from aperto.cli.serve import _prompt_folder, greeting, is_loopback, seconds_of, size_of
 from aperto.errors import UsageError
 from aperto.server import ServerSettings
 
@@ -76,11 +77,19 @@ def test_the_greeting_says_what_is_exposed():
         (["--api-key-file", "/no/file"], "cannot be read"),
         (["--memory-cap", "much"], "--memory-cap is 'much'"),
         (["--host", "203.0.113.7"], "cannot listen at"),
+        (["--prompt-cache-size", "much"], "--prompt-cache-size is 'much'"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_loaded(aperto, arguments, message):
     result = aperto("serve", "nano", *arguments)
     assert result.exit_code == 2 and message in result.output
+
+
+def test_where_prompts_are_saved(tmp_path, monkeypatch):
+    assert _prompt_folder("off", tmp_path) is None
+    assert _prompt_folder("on", tmp_path) == tmp_path / "prompts"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert _prompt_folder("~/mine", Path("/cache")) == tmp_path / "mine"
 
 
 def test_a_port_that_is_taken(aperto):

@@ -11,12 +11,14 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.engine.drive import check_pages, drain, make_worker, settle, solo
-from tests.fakes import FakeModel
+from tests.fakes import FakeModel, sample
 
+import aperto
 from aperto.config import EngineConfig
 from aperto.engine import Engine, Request, SamplingParams, prefix_store
 from aperto.engine.prefix_store import (
@@ -158,7 +160,7 @@ def test_damaged_files_are_removed_and_a_shorter_prefix_taken(tmp_path, caplog, 
         answer(worker, [*long, 51], cuts=[40, 141])
     shared = set(saved(tmp_path))
     with life(tmp_path) as (worker, _):  # which files belong to the longer prefix alone
-        keys = worker.disk.store.keys([bytes(FakeKey(long, i)) for i in range(35)])
+        keys = worker.disk.store.keys(page_keys(long))
         names = {p.name for p in worker.disk.store.pieces(keys, 10)}
     path = next(p for p in sorted(shared) if p.name not in names and p.suffix == suffix)
     damage(path)
@@ -170,14 +172,9 @@ def test_damaged_files_are_removed_and_a_shorter_prefix_taken(tmp_path, caplog, 
         assert answer(worker, [*long, 51], cuts=[40, 141]) == 140  # saved anew
 
 
-class FakeKey:
-    def __init__(self, tokens, idx):
-        import numpy as np
-
-        self.data = np.asarray(tokens[idx * 4 : idx * 4 + 4], dtype=np.int32).tobytes()
-
-    def __bytes__(self):
-        return self.data
+def page_keys(tokens):
+    ids = np.asarray(tokens, dtype=np.int32)
+    return [ids[i : i + 4].tobytes() for i in range(0, len(ids) // 4 * 4, 4)]
 
 
 def test_what_was_not_used_for_longest_goes_first(tmp_path):
@@ -194,12 +191,9 @@ def test_what_was_not_used_for_longest_goes_first(tmp_path):
     found = []
     with life(tmp_path, prefix_disk_bytes=limit) as (worker, _):
         for text in texts:
-            found.append(worker.disk.store.longest(keys_of(worker, text), 1) > 0)
+            store = worker.disk.store
+            found.append(store.longest(store.keys(page_keys(text)), 1) > 0)
     assert found[0] and found[9] and not found[1]
-
-
-def keys_of(worker, text):
-    return worker.disk.store.keys([bytes(FakeKey(text, i)) for i in range(len(text) // 4)])
 
 
 def test_a_prefix_above_the_limit_is_not_begun(tmp_path):
@@ -285,8 +279,6 @@ def test_an_engine_saves_and_finds_prefixes(tmp_path):
     request = Request(prompt=[*STEM, 51], max_tokens=3, cut_points=(70,))
     seen = []
     for _ in range(2):
-        from tests.fakes import sample
-
         with Engine(FakeModel(), config, sample, OWNER) as engine:
             stream = engine.submit(request)
             list(stream)
@@ -364,3 +356,24 @@ def test_bits_are_the_same_over_restarts_evictions_and_damage(
             assert sum(path.stat().st_size for path in files) <= limit
             if damage is not None and files:
                 damage(data.draw(st.sampled_from(files)))
+
+
+@pytest.mark.parametrize("precision", ["q8", "exact"])
+def test_a_real_model_gives_the_same_bits_after_a_restart(tmp_path, precision):
+    messages = [
+        {"role": "system", "content": "Be kind to those who ask. " * 100},
+        {"role": "user", "content": "What is 2 + 2?"},
+    ]
+
+    def say(folder):
+        config = EngineConfig(context_tokens=2048, prefix_dir=folder)
+        with aperto.load("nano", precision=precision, threads=1, config=config) as model:
+            return model.chat(messages, max_tokens=12, seed=1, logprobs=True)
+
+    plain, first, again = say(None), say(tmp_path), say(tmp_path)
+    flip(saved(tmp_path)[0])
+    mended = say(tmp_path)
+    assert first.done.usage.cached_tokens == 0 and again.done.usage.cached_tokens >= 512
+    for answer in (first, again, mended):
+        assert answer.logprobs == plain.logprobs
+    assert len(plain.logprobs) == 12

@@ -24,6 +24,12 @@ def pool_of(*models, **settings):
     return ModelPool(ServerSettings(models=models, **settings), load, describe), loaded
 
 
+def test_every_engine_shares_the_prompt_cache(tmp_path):
+    config = pool_of("a", prompt_cache=tmp_path, prompt_cache_bytes=5)[0].engine_config
+    assert (config.prefix_dir, config.prefix_disk_bytes) == (tmp_path, 5)
+    assert pool_of("a")[0].engine_config.prefix_dir is None
+
+
 def test_a_model_is_loaded_once_however_many_ask(tmp_path):
     pool, loaded = pool_of("a", "b")
 
