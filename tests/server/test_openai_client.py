@@ -201,3 +201,4 @@ def test_health_and_metrics(client, url):
     assert 'aperto_answers_total{finish_reason="length",model="nano"}' in text
     assert 'aperto_requests_total{path="/v1/chat/completions",status="200"}' in text
     assert 'aperto_cache_pages{group="0",model="nano",state="held"} 0.0' in text
+    assert 'aperto_prompt_cache_tokens_total{model="nano",way="fetched"} 0.0' in text
