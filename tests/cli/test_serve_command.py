@@ -118,18 +118,18 @@ def server(tmp_path):
         process.kill()
 
 
-LONG = {
+GREETING = {
     "messages": [{"role": "user", "content": "Hello"}],
     "stream": True,
-    "response_format": {"type": "regex", "pattern": "(ab){150}"},
     "reasoning_effort": "none",
 }
 KEY = {"Authorization": "Bearer secret"}
 
 
-def stream_of(address):
+def stream_of(address, pairs=150):
+    body = GREETING | {"response_format": {"type": "regex", "pattern": f"(ab){{{pairs}}}"}}
     return httpx.stream(
-        "POST", f"{address}/v1/chat/completions", json=LONG, headers=KEY, timeout=60
+        "POST", f"{address}/v1/chat/completions", json=body, headers=KEY, timeout=60
     )
 
 
@@ -146,7 +146,7 @@ def test_ctrl_c_finishes_what_runs(server):
 
 def test_a_second_ctrl_c_cuts(server):
     process, address = server
-    with stream_of(address) as response:
+    with stream_of(address, pairs=1900) as response:
         lines = response.iter_lines()
         assert next(lines).startswith("data: ")
         process.send_signal(signal.SIGINT)

@@ -3,7 +3,7 @@ from tests.server.responses_kit import WEATHER
 
 from aperto.harmony import TurnRules
 from aperto.server.errors import ApiError
-from aperto.server.response_tools import ToolTable, custom_input
+from aperto.server.response_tools import ToolTable, custom_input, served_types
 
 HOSTED = [
     {"type": kind}
@@ -105,3 +105,17 @@ def test_a_call_cannot_be_required_where_there_is_nothing_to_call():
 )
 def test_the_input_of_a_custom_call(arguments, text):
     assert custom_input(arguments) == text
+
+
+def test_tools_of_the_server_are_asked_for_by_type():
+    served = ("python", "mcp:one", "mcp:two")
+    assert served_types(served) == ("mcp", "code_interpreter")
+    table = ToolTable([{"type": "mcp", "server_label": "any"}, {"type": "web_search"}], served)
+    assert table.wanted == ["mcp:one", "mcp:two"]
+    assert [tool["type"] for tool in table.echo] == ["mcp"]
+    assert len(table.warnings) == 1
+
+
+def test_no_mcp_server_of_the_client_is_called():
+    table = ToolTable([{"type": "mcp", "server_url": "http://10.0.0.1/"}], ("mcp:one",))
+    assert (table.wanted, len(table.warnings)) == ([], 1)

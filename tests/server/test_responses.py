@@ -579,7 +579,7 @@ class Echo:
 def test_a_tool_of_the_server_is_run_where_it_was_asked_for_and_allowed(door, monkeypatch):
     opened = []
 
-    def open_tools(specs):
+    def open_tools(specs, **options):
         opened.extend(Echo() for spec in specs if spec == "python:/data")
         return opened[:] if specs else []
 

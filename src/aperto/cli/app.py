@@ -18,6 +18,7 @@ from aperto.errors import (
     ApertoError,
     CheckpointError,
     DownloadError,
+    EvidenceError,
     ResourceError,
     UsageError,
 )
@@ -28,6 +29,7 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (ResourceError, 4),
     (MemoryError, 4),
     (DownloadError, 5),
+    (EvidenceError, 6),
 )
 """Exit code by kind of error; any other error exits with 1."""
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from aperto.cli import bench, cache, chat, check, config, convert, info, models, pull, serve
+from aperto.cli import bench, cache, chat, check, config, convert, info, models, pull, serve, vet
 from aperto.cli.app import AppGroup, invocation_of
 from aperto.cli.options import LogLevelOption
 
@@ -54,6 +54,7 @@ for module in (chat, serve, models, pull, info, check, convert, bench):
     module.add_to(app)
 app.add_typer(cache.app, name="cache", cls=AppGroup)
 app.add_typer(config.app, name="config", cls=AppGroup)
+app.add_typer(vet.app, name="vet", cls=AppGroup)
 
 
 def main() -> None:

@@ -102,6 +102,20 @@ def serve(
         str | None,
         typer.Option(metavar="SIZE", help="Memory of all loaded models together (12G)."),
     ] = None,
+    tool: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SPEC",
+            help="A tool that the server runs where a request asks for it: python, browser:FOLDER, "
+            "apply_patch:FOLDER, mcp:COMMAND and others. May be repeated.",
+        ),
+    ] = None,
+    unsandboxed: Annotated[
+        bool,
+        typer.Option(
+            "--unsandboxed", help="Let the python tool run where this machine has no sandbox."
+        ),
+    ] = False,
     precision: PrecisionOption = None,
     threads: ThreadsOption = None,
     log_level: LogLevelOption = None,
@@ -134,7 +148,10 @@ def serve(
         idle_unload_s=None if idle_unload is None else seconds_of(idle_unload, "--idle-unload"),
         memory_cap_bytes=None if memory_cap is None else size_of(memory_cap, "--memory-cap"),
         system=settings.system,
+        tools=tuple(tool or ()),
+        allow_unsandboxed=unsandboxed,
     )
+    _try_tools(chosen)
     _run(chosen, _checked_tls(tls_cert, tls_key))
 
 
@@ -196,6 +213,13 @@ def _checked_tls(cert: Path | None, key: Path | None) -> tuple[Path, Path] | Non
     return cert, key
 
 
+def _try_tools(chosen: ServerSettings) -> None:
+    """Open the tools once, so that what is wrong with them is told now and not to a client."""
+    from aperto.tools import close_tools, open_tools
+
+    close_tools(open_tools(chosen.tools, allow_unsandboxed=chosen.allow_unsandboxed))
+
+
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -225,7 +249,11 @@ async def _serve(
 
     services = Services.create(chosen)
     typer.echo(f"aperto: loading {services.pool.names()[0]} ...", err=True)
-    await services.pool.preload()
+    try:
+        await services.pool.preload()
+    except BaseException:
+        await services.close()
+        raise
     level = logging.getLogger("aperto").getEffectiveLevel()
     _share_log_handler()
     config = uvicorn.Config(

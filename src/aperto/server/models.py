@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends
 from aperto.errors import ApertoError
 from aperto.server.errors import ERROR_RESPONSES
 from aperto.server.pool import ModelInfo
+from aperto.server.response_tools import served_types
 from aperto.server.services import Services, services
 
 router = APIRouter(tags=["models"], responses=ERROR_RESPONSES)
@@ -17,12 +18,13 @@ router = APIRouter(tags=["models"], responses=ERROR_RESPONSES)
 
 @router.get("/v1/models")
 async def list_models(served: Annotated[Services, Depends(services)]) -> dict[str, Any]:
-    """List the served models; those whose files cannot be read are left out."""
+    """List the served models, but those whose files cannot be read, and the server's tools."""
     infos = await asyncio.to_thread(_readable, served)
     return {
         "object": "list",
         "data": [model_object(info) for info in infos],
         "models": [codex_entry(info, priority) for priority, info in enumerate(infos)],
+        "tools": list(served_types(served.settings.tools)),
     }
 
 

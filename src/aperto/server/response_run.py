@@ -195,7 +195,9 @@ class ResponseRun:
                     await asyncio.to_thread(close_tools, self._tools)
 
     def _submit(self, lease: Lease) -> tuple[AsyncIterator[ChatEvent], str | None]:
-        self._tools = open_tools(self._plan.table.wanted)
+        self._tools = open_tools(
+            self._plan.table.wanted, allow_unsandboxed=self._served.settings.allow_unsandboxed
+        )
         options, warning = self._plan.fitted(lease, self._tools)
         return lease.model.conversations.astream(self._plan.conversation, options), warning
 

@@ -49,8 +49,17 @@ SERVED_TYPES = {
     "code_interpreter": "python",
     "web_search": "browser",
     "web_search_preview": "browser",
+    "apply_patch": "apply_patch",
+    "mcp": "mcp",
 }
 """Types of tools that the server can run, and the tool that each stands for."""
+
+
+def served_types(specs: Iterable[str]) -> tuple[str, ...]:
+    """The types by which a request asks for the server's tools of these specifications."""
+    kinds = {spec.partition(":")[0] for spec in specs}
+    by_kind = {kind: name for name, kind in reversed(SERVED_TYPES.items())}
+    return tuple(name for kind, name in by_kind.items() if kind in kinds)
 
 
 class ToolTable:
@@ -66,7 +75,9 @@ class ToolTable:
     ) -> None:
         self.wanted: list[str] = []
         """Specifications of the server's tools that were asked for."""
-        self._served = {spec.partition(":")[0]: spec for spec in served}
+        self._served: dict[str, list[str]] = {}
+        for spec in served:
+            self._served.setdefault(spec.partition(":")[0], []).append(spec)
         self.warnings: list[str] = []
         """One line for each tool that is not offered as it was given."""
         self.echo: list[Json] = []
@@ -178,7 +189,7 @@ class ToolTable:
         kind, name = tool.get("type"), tool.get("name")
         if kind == "namespace" and namespace is None:
             return self._add_namespace(tool)
-        if namespace is None and SERVED_TYPES.get(str(kind)) in self._served:
+        if namespace is None and self._is_served(tool):
             return self._add_served(tool)
         nested = tool.get("function")
         if kind == "function" and name is None and isinstance(nested, Mapping):
@@ -194,10 +205,15 @@ class ToolTable:
             self.echo.append(_echo(tool))
         return True
 
+    def _is_served(self, tool: Json) -> bool:
+        """Whether the server has this tool; it calls no MCP server that a client brings along."""
+        is_foreign = tool.get("type") == "mcp" and bool(tool.get("server_url"))
+        return not is_foreign and SERVED_TYPES.get(str(tool.get("type"))) in self._served
+
     def _add_served(self, tool: Json) -> bool:
-        spec = self._served[SERVED_TYPES[tool["type"]]]
-        if spec not in self.wanted:
-            self.wanted.append(spec)
+        specs = self._served[SERVED_TYPES[tool["type"]]]
+        if specs[0] not in self.wanted:
+            self.wanted += specs
             self.echo.append(tool)
         return True
 

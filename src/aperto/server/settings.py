@@ -60,6 +60,8 @@ class ServerSettings:
     """Instructions put before those of every conversation."""
     tools: tuple[str, ...] = ()
     """Tools of the server that Responses requests may ask for, as `tools.open_tools` names them."""
+    allow_unsandboxed: bool = False
+    """Whether the python tool may run with the server's rights where there is no sandbox."""
     state_dir: Path = dataclasses.field(default_factory=state_dir)
     """Folder of what outlives a restart."""
     store_ttl_s: float = 30 * 86400.0

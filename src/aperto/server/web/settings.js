@@ -108,7 +108,12 @@ export class SettingsForm {
   }
 }
 
-const TOOL_NAMES = { code_interpreter: "Python", web_search: "Browser" };
+const TOOL_NAMES = {
+  code_interpreter: "Python",
+  web_search: "Browser",
+  apply_patch: "Edit files",
+  mcp: "MCP servers",
+};
 
 /** What users call a type of tool. */
 export function toolName(type) {
