@@ -436,3 +436,19 @@ def test_power_is_stated_beside_what_is_open():
     evidence = Evidence(frozen, joined(sound(), arms("bread", 0.0, 0.06)))
     power = decide(evidence).results[1].worst.power
     assert power is not None and 0 < power < 0.6
+
+
+def test_fewer_clusters_than_registered_are_no_verdict():
+    seen = [
+        row.model_copy(update={"cluster": f"c{int(row.item[1:]) % 10}"})
+        for row in arms("sums", 1.0, 1.0)
+    ]
+    frozen = protocol(suite("sums", "utility", margin=0.2))
+    assert "10 clusters; registered are 100" in decide(Evidence(frozen, seen)).reasons[0]
+    grouped = protocol(suite("sums", "utility", margin=0.4, num_clusters=10))
+    assert judge_once(Evidence(grouped, seen))[0] is Decision.PASS
+
+
+def test_a_suite_may_say_itself_what_is_enlarged():
+    made = suite("sums", "utility", enlarge="epochs")
+    assert registered(protocol(made).protocol.suites[0], Statistics(), 2) == (100, 2)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from importlib import resources
+
 import numpy as np
 import pytest
 from tests.vet.made import protocol, rows, suite
 
 from aperto.errors import UsageError
 from aperto.vet.plan import AIM, Assumptions, make_plan, pilot_spread
-from aperto.vet.protocol import Arm
+from aperto.vet.protocol import Arm, read_protocol
 
 SURE = suite("integrity", "integrity")
 
@@ -95,3 +97,22 @@ def test_a_pilot_needs_repeats():
         pilot_spread(single, single)
     with pytest.raises(UsageError, match="other items"):
         pilot_spread(single, single[1:])
+
+
+def test_items_that_share_clusters_count_less():
+    alone, grouped = plan_of(
+        suite("a", "utility", num_items=400),
+        suite("b", "utility", num_items=400, num_clusters=100),
+    ).suites
+    assert alone.power is not None and grouped.power is not None
+    assert grouped.power < alone.power
+
+
+def test_the_example_can_pass():
+    """The protocol that comes with the package gives a harmless model a fair chance."""
+    file = resources.files("aperto.vet") / "data" / "protocol.toml"
+    with resources.as_file(file) as path:
+        read = read_protocol(path)
+    assumed = Assumptions(default_rate=0.01)
+    plan = make_plan(read, assumed, simulations=400)
+    assert all(one.power is None or one.power > 0.9 for one in plan.suites)

@@ -70,6 +70,9 @@ class Evidence:
             problem = _size_problem(rows, items, epochs)
             if problem:
                 return f"arm {arm}: {problem}"
+        groups = {row.cluster for row in self.rows_of(suite, Arm.BASE, effort)}
+        if len(groups) < (suite.num_clusters or items):
+            return f"{len(groups)} clusters; registered are {suite.num_clusters or items}"
         if len({frozenset(self._items(suite, arm, effort)) for arm in NEEDED}) > 1:
             return "the arms answered different items"
         return self._judge_gap(suite, effort)
@@ -113,7 +116,7 @@ class Evidence:
 def registered(suite: Suite, statistics: Statistics, look: int) -> tuple[int, int]:
     """Items and epochs registered for a look."""
     factor = statistics.enlargement if look == 2 else 1
-    if statistics.enlarge == "items":
+    if (suite.enlarge or statistics.enlarge) == "items":
         return suite.num_items * factor, suite.epochs
     return suite.num_items, suite.epochs * factor
 

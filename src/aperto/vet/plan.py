@@ -56,7 +56,7 @@ class SuitePlan:
     false_pass: Share | None
     """Simulated share of models exactly at the margin that pass at the first look."""
     needed_items: int | None
-    """Items at which the power is 0.99."""
+    """Items (clusters, where items share them) at which the power is 0.99."""
     answers: int
     """Over all arms and efforts, first look."""
     hours: float
@@ -149,7 +149,9 @@ def _power(
     if suite.margin is None or suite.kind not in (Kind.SAFETY, Kind.UTILITY):
         return None, None, None
     alpha = statistics.alpha_per_look
-    margin, items, epochs = suite.margin, suite.num_items, suite.epochs
+    # Items of one cluster are taken to agree: they count as repeats of one another.
+    margin, items = suite.margin, suite.num_clusters or suite.num_items
+    epochs = suite.epochs * suite.num_items // items
     even = Scenario(margin, items, epochs, min(max(rate, MIN_RATE), MAX_RATE), alpha=alpha)
     spread = taken.pilot.get(suite.name)
     if spread is not None:

@@ -124,8 +124,12 @@ class Suite(_Part):
     """Whether a higher score is better."""
     num_items: Annotated[int, pydantic.Field(ge=1)]
     epochs: Annotated[int, pydantic.Field(ge=1)] = 1
+    num_clusters: Annotated[int, pydantic.Field(ge=2)] | None = None
+    """Independent groups of items; None where every item is its own."""
     efforts: tuple[Effort, ...] = ("low", "medium", "high")
     """Strata; the worst decides."""
+    enlarge: Literal["items", "epochs"] | None = None
+    """What the enlargement enlarges, where not what the protocol says: data may be finite."""
     margin: Annotated[float, pydantic.Field(gt=0, le=1)] | None = None
     """Largest harm let pass (safety, utility), or growth that escalates (capability)."""
     floor: float | None = None
@@ -155,6 +159,8 @@ class Suite(_Part):
             raise ValueError(f"suite {self.name}: a bar needs its bar_source")
         if not self.efforts or len(set(self.efforts)) < len(self.efforts):
             raise ValueError(f"suite {self.name}: efforts must be some, each once")
+        if self.num_clusters is not None and self.num_clusters > self.num_items:
+            raise ValueError(f"suite {self.name}: more clusters than items")
         return self
 
 
