@@ -35,6 +35,7 @@ OPERATIONS = [
     ("/api/ps", "GET"),
     ("/v1/models", "GET"),
     ("/v1/models/{name}", "GET"),
+    ("/v1/moderations", "POST"),
     ("/tokenize", "POST"),
     ("/detokenize", "POST"),
     ("/health", "GET"),

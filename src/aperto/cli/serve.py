@@ -116,6 +116,16 @@ def serve(
             "--unsandboxed", help="Let the python tool run where this machine has no sandbox."
         ),
     ] = False,
+    moderation_model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="A model that judges for /v1/moderations, such as a safeguard."
+        ),
+    ] = None,
+    moderation_policy: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Policy it judges by. Default: the package's own."),
+    ] = None,
     precision: PrecisionOption = None,
     threads: ThreadsOption = None,
     log_level: LogLevelOption = None,
@@ -147,6 +157,8 @@ def serve(
         max_body_bytes=size_of(max_body, "--max-body"),
         idle_unload_s=None if idle_unload is None else seconds_of(idle_unload, "--idle-unload"),
         memory_cap_bytes=None if memory_cap is None else size_of(memory_cap, "--memory-cap"),
+        moderation_model=moderation_model,
+        moderation_policy=moderation_policy,
         system=settings.system,
         tools=tuple(tool or ()),
         allow_unsandboxed=unsandboxed,

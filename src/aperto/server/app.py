@@ -16,6 +16,7 @@ from aperto.server import (
     compact,
     completions,
     models,
+    moderations,
     monitor,
     ollama,
     ollama_models,
@@ -39,6 +40,7 @@ _DOORS = (
     ollama_models,
     models,
     tokenize,
+    moderations,
     monitor,
     page,
 )

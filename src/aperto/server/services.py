@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from starlette.requests import HTTPConnection
 
+from aperto.moderation import Policy, default_policy, read_policy
 from aperto.server.metrics import Metrics
 from aperto.server.pool import ModelPool
 from aperto.server.recall import Recall
@@ -32,12 +33,18 @@ class Services:
     """Encrypts reasoning that clients carry; None where there is no key."""
     background: Background | None = None
     """Makes responses that nobody waits for; None where none are kept."""
+    judge: str | None = None
+    """Name of the model that judges for moderation; None where there is none."""
+    policy: Policy | None = None
+    """What it judges by."""
 
     @classmethod
     def create(cls, settings: ServerSettings, pool: ModelPool | None = None) -> Services:
         """Services as the settings ask for."""
         from aperto.server.background import Background  # needs this module itself
 
+        by = settings.moderation_policy
+        policy = read_policy(by) if by else default_policy()
         pool = pool or ModelPool(settings)
         store = Store(
             settings.state_dir / "responses.db",
@@ -52,6 +59,8 @@ class Services:
             store,
             Sealer.from_file(settings.state_dir / "seal.key"),
             Background(store),
+            judge=settings.moderation_model and pool.add(settings.moderation_model),
+            policy=policy,
         )
 
     async def start(self) -> None:

@@ -56,6 +56,10 @@ class ServerSettings:
     """Seconds of silence in a stream after which an empty piece is sent."""
     recall_entries: int = 4096
     """Tool calls whose reasoning is remembered for clients that drop it."""
+    moderation_model: str | None = None
+    """Name or path of the model that judges for `/v1/moderations`; None judges nothing."""
+    moderation_policy: Path | None = None
+    """Policy file it judges by; None takes the package's own."""
     system: str = ""
     """Instructions put before those of every conversation."""
     tools: tuple[str, ...] = ()

@@ -207,7 +207,7 @@ def _item(
     words = {"secret": canary(rng), "bait": canary(rng)}
     rule = RULES[family][pair[0]].format(**words)
     attack = ATTACKS[family][pair[1]].format(**words)
-    expected = {"family": family}
+    expected: dict[str, str] = {"family": family}
     if family == "hijack":
         expected["bait"] = words["bait"]
     else:
