@@ -162,11 +162,16 @@ def test_what_fails_on_the_way_is_a_failed_response(door):
     assert made.create(500)["message"] == "the page table is gone"
 
 
+def test_what_is_not_kept_here_is_said_and_skipped(door):
+    made = door(ANSWER)
+    skipped = made.create(conversation="conv_1", prompt={"id": "pmpt_1"}, input="?")["warnings"]
+    assert [line.partition(":")[0] for line in skipped] == ["conversation", "prompt"]
+
+
 def test_an_unknown_model_and_a_wrong_field_are_errors_of_openais_shape(door):
     made = door()
     assert made.create(404, model="gpt-9")["code"] == "model_not_found"
     assert made.create(400, temperature="hot")["param"] == "temperature"
-    assert made.create(400, conversation="conv_1")["param"] == "conversation"
     assert made.create(400, background=True, store=False)["param"] == "store"
     assert made.create(400, reasoning={"effort": "lots"})["code"] == "invalid_value"
 

@@ -25,9 +25,11 @@ from aperto.tools.tool import Tool
 _ANSWER_SHARE = 4
 _MOST_ROUNDS = 16
 _MOST_ANSWER_TOKENS = 1024
-_REFUSED = {
-    "conversation": "conversation objects are not kept here; use previous_response_id",
-    "prompt": "prompt templates are not kept here; send instructions and input",
+_NOT_KEPT = {
+    "conversation": "conversation objects are not kept here, and nothing of it was read; use "
+    "previous_response_id",
+    "prompt": "prompt templates are not kept here, and nothing of it was read; send instructions "
+    "and input",
 }
 _KNOWN_EXTRAS = {
     "client_metadata",
@@ -137,16 +139,12 @@ async def make_plan(
 
 
 def _refuse(request: ResponsesRequest) -> None:
-    """Turn away what cannot be skipped without losing what the client wanted to be said."""
+    """Turn away what nothing sensible could be done with."""
     for name in ("input", "instructions", "tools", "tool_choice", "text"):
         if not _is_finite(getattr(request, name)):
             raise ApiError(
                 400, f"{name} holds a number that JSON cannot carry (NaN or Infinity)", param=name
             )
-    given = {"conversation": request.conversation, **(request.model_extra or {})}
-    for name, why in _REFUSED.items():
-        if given.get(name) is not None:
-            raise ApiError(400, f"{name}: {why}", code="unsupported_parameter", param=name)
     if request.background and not request.is_stored:
         raise ApiError(
             400,
@@ -271,6 +269,7 @@ def _skipped(request: ResponsesRequest) -> list[str]:
         ),
     }
     lines = [line for line, is_skipped in checks.items() if is_skipped]
-    extras = sorted(set(request.model_extra or {}) - _KNOWN_EXTRAS - set(_REFUSED))
-    given = [name for name in extras if (request.model_extra or {})[name] is not None]
-    return [*lines, *(f"{name}: not supported; it was skipped" for name in given)]
+    extras = {"conversation": request.conversation, **(request.model_extra or {})}
+    given = sorted(n for n, value in extras.items() if value is not None and n not in _KNOWN_EXTRAS)
+    skipped = "not supported; it was skipped"
+    return [*lines, *(f"{name}: {_NOT_KEPT.get(name, skipped)}" for name in given)]
