@@ -11,7 +11,7 @@ from tests.vet.made import first, joined, rows
 from aperto.errors import EvidenceError, UsageError
 from aperto.vet.published import Figure, figures_of, published, read_figures
 from aperto.vet.reading import read_beside
-from aperto.vet.scorecard import make_scorecard
+from aperto.vet.scorecard import make_scorecard, markdown
 from aperto.vet.stats import mean_estimate
 
 
@@ -64,7 +64,7 @@ def test_a_card_counts_what_went_wrong():
     assert line.mishaps.failed == line.mishaps.repaired == 1 / 198
     assert line.tokens is not None and line.tokens.median == 100
     assert line.tokens.mean == pytest.approx(100 + 1000 / 198)
-    assert "within noise of o4-mini" in line.reading
+    assert line.reading == "within noise of o4-mini (high) at 81.4 (-1.6)"
 
 
 def test_only_like_is_set_beside_like():
@@ -106,6 +106,17 @@ def test_cards_become_json():
         "hle": "data unavailable"
     }
     assert plain["lines"][0]["score"]["num_items"] == 198
+
+
+def test_cards_become_markdown():
+    figures = (figure(0.814), figure(0.3, model="small"), figure(0.999, model="large"))
+    card = make_scorecard(
+        gpqa(0.8), model="m", arm="model", figures=figures, not_run={"hle": "data unavailable"}
+    )
+    text = markdown(card)
+    assert text.startswith("# m\n") and "| gpqa_diamond | high | 79.8 |" in text
+    assert "below large (high) at 99.9 (-20.1); above small (high) at 30.0 (+49.8) |" in text
+    assert text.endswith("- hle: not run: data unavailable\n")
 
 
 def test_empty_and_doubled_rows_are_refused():

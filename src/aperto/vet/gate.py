@@ -69,7 +69,7 @@ class Stratum:
     harms: tuple[tuple[Arm, Estimate], ...] = ()
     """How much worse than the base each other arm is; of a capability, how much it grew."""
     power: float | None = None
-    """Chance that a harmless model passes with as many answers."""
+    """Chance that a harmless model passes with as many answers; None where no margin is tested."""
 
     def harm_of(self, arm: Arm) -> Estimate | None:
         """The harm of an arm, where measured."""
@@ -187,7 +187,9 @@ def _stratum(evidence: Evidence, suite: Suite, effort: str) -> Stratum:
     finding, reason = _judged(suite, dict(levels), dict(harms))
     if suite.kind is Kind.CANARY:
         finding, reason = _canary(evidence, suite, effort)
-    power = suite.margin and power_at_no_harm(dict(harms)[Arm.ADAPTED], suite.margin)
+    power = None
+    if suite.margin is not None and suite.kind in (Kind.SAFETY, Kind.UTILITY):
+        power = power_at_no_harm(dict(harms)[Arm.ADAPTED], suite.margin)
     return Stratum(effort, finding, reason, levels, harms, power)
 
 

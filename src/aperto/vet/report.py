@@ -168,8 +168,11 @@ def points(estimate: Estimate | None) -> str:
     """An estimate of a difference in points, with its interval."""
     if estimate is None:
         return "–"
-    low, high = 100 * estimate.lower, 100 * estimate.upper
-    return f"{100 * estimate.value:+.1f} [{low:+.1f}, {high:+.1f}]"
+    # Adding 0.0 turns a rounded -0.0 into 0.0.
+    value, low, high = (
+        round(100 * end, 1) + 0.0 for end in (estimate.value, estimate.lower, estimate.upper)
+    )
+    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def percent(estimate: Estimate | None) -> str:

@@ -10,11 +10,12 @@ from typing import Any
 from aperto.errors import UsageError
 from aperto.vet.compare import level
 from aperto.vet.published import Figure, figures_of, published
-from aperto.vet.reading import Reading, read_beside
+from aperto.vet.reading import Reading, Standing, read_beside
 from aperto.vet.rows import Row, by_stratum, check_unique, rows_hash, share
 from aperto.vet.stats import Estimate
 
 SCHEMA = "aperto.scorecard/1"
+STANDINGS: tuple[Standing, ...] = ("within noise of", "below", "above")
 EFFORTS = ("none", "low", "medium", "high")
 
 
@@ -59,7 +60,17 @@ class Line:
         if not self.beside:
             low, high = 100 * self.score.lower, 100 * self.score.upper
             return f"{100 * self.score.value:.1f}, between {low:.1f} and {high:.1f}"
-        return "; ".join(reading.text for _, reading in self.beside)
+        return "; ".join(text for standing in STANDINGS if (text := self._those(standing)))
+
+    def _those(self, standing: Standing) -> str:
+        """The published figures of one standing, nearest first."""
+        found = [(f, r) for f, r in self.beside if r.standing == standing]
+        found.sort(key=lambda pair: abs(pair[1].difference))
+        names = ", ".join(
+            f"{figure.name} at {100 * figure.value:.1f} ({100 * reading.difference:+.1f})"
+            for figure, reading in found
+        )
+        return f"{standing} {names}" if names else ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -152,6 +163,23 @@ def tokens_of(rows: Sequence[Row]) -> Tokens | None:
         return None
     place = min(len(counts) - 1, round(0.9 * (len(counts) - 1)))
     return Tokens(statistics.fmean(counts), statistics.median(counts), counts[place])
+
+
+def markdown(card: Scorecard) -> str:
+    """The card in Markdown: scores, what went wrong, and readings beside published figures."""
+    heads = "| suite | effort | score | 95 % interval | n | truncated | tokens | beside |"
+    rows = [
+        f"| {line.suite} | {line.effort} | {100 * line.score.value:.1f} "
+        f"| {100 * line.score.lower:.1f} to {100 * line.score.upper:.1f} "
+        f"| {line.score.num_items} | {100 * line.mishaps.truncated:.1f} % "
+        f"| {'–' if line.tokens is None else format(line.tokens.mean, ',.0f')} | {line.reading} |"
+        for line in card.lines
+    ]
+    missing = [f"- {name}: not run: {why}" for name, why in card.not_run.items()]
+    return (
+        "\n".join([f"# {card.model}", "", heads, "|---" * 8 + "|", *rows, "", *missing]).rstrip()
+        + "\n"
+    )
 
 
 def _line(rows: Sequence[Row], figures: Sequence[Figure], tools: str, confidence: float) -> Line:
