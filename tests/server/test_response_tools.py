@@ -119,3 +119,11 @@ def test_tools_of_the_server_are_asked_for_by_type():
 def test_no_mcp_server_of_the_client_is_called():
     table = ToolTable([{"type": "mcp", "server_url": "http://10.0.0.1/"}], ("mcp:one",))
     assert (table.wanted, len(table.warnings)) == ([], 1)
+
+
+def test_input_of_a_custom_tool_is_held_to_a_regular_expression():
+    shape = {"type": "grammar", "syntax": "regex", "definition": "[a-z]+|[0-9]+"}
+    table = ToolTable([{"type": "custom", "name": "word", "format": shape}])
+    (call,) = table.calls
+    assert call.parameters["properties"]["input"]["pattern"] == "^(?:[a-z]+|[0-9]+)$"
+    assert table.warnings == []

@@ -15,13 +15,16 @@ from aperto.server.errors import ApiError
 
 Json = dict[str, Any]
 
-CUSTOM_PARAMETERS: Json = {
-    "type": "object",
-    "properties": {"input": {"type": "string", "description": "The whole input, as plain text."}},
-    "required": ["input"],
-    "additionalProperties": False,
-}
-"""Arguments of a custom tool, whose free text travels as the one field of a JSON object."""
+
+def _custom_parameters(pattern: str | None) -> Json:
+    """Arguments of a custom tool, whose text travels as the one field of a JSON object."""
+    text = {"type": "string", "description": "The whole input, as plain text."}
+    return {
+        "type": "object",
+        "properties": {"input": text | ({"pattern": pattern} if pattern else {})},
+        "required": ["input"],
+        "additionalProperties": False,
+    }
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -227,10 +230,16 @@ class ToolTable:
 
     def _custom(self, tool: Json, namespace: str | None) -> WireTool:
         shape = tool.get("format")
+        pattern: str | None = None
         if isinstance(shape, Mapping) and shape.get("type") == "grammar":
-            self.warnings.append(f"tools.{tool['name']}: its input is not held to its grammar")
+            if shape.get("syntax") == "regex" and isinstance(shape.get("definition"), str):
+                pattern = f"^(?:{shape['definition']})$"
+            else:
+                self.warnings.append(f"tools.{tool['name']}: its input is not held to its grammar")
         described = FunctionTool(
-            _flat(tool["name"], namespace), str(tool.get("description") or ""), CUSTOM_PARAMETERS
+            _flat(tool["name"], namespace),
+            str(tool.get("description") or ""),
+            _custom_parameters(pattern),
         )
         return WireTool("custom", tool["name"], namespace, described, True)
 
