@@ -23,6 +23,7 @@ from aperto.vet.stats import (
     tango_interval,
 )
 from aperto.vet.stats.paired import tango_score
+from aperto.vet.stats.simulate import _centres
 
 counts = st.tuples(st.integers(0, 20), st.integers(0, 20), st.integers(1, 40))
 
@@ -157,6 +158,18 @@ def test_the_corrected_interval_stops_false_passes():
     found = simulate(Scenario(0.03, 100, 1, 0.01, harm=0.03), number=2000)
     assert found.plain.value > 0.11
     assert found.corrected.value < 0.06
+
+
+def test_the_simulation_uses_the_intervals_of_the_gate():
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 5, (2, 3, 40)) / 4
+    for centre, spread, units, is_corrected in _centres(a - b):
+        for row in range(3):
+            found = paired_difference(a[row], b[row], corrected=is_corrected)
+            half = stats.t.ppf(0.975, units - 1) * spread[row]
+            assert (found.lower, found.upper) == pytest.approx(
+                (centre[row] - half, centre[row] + half)
+            )
 
 
 def test_simulated_shares_carry_their_error():

@@ -8,7 +8,20 @@ from typing import Annotated
 
 import typer
 
-from aperto.cli import bench, cache, chat, check, config, convert, info, models, pull, serve, vet
+from aperto.cli import (
+    bench,
+    cache,
+    chat,
+    check,
+    config,
+    convert,
+    info,
+    models,
+    pull,
+    report,
+    serve,
+    vet,
+)
 from aperto.cli.app import AppGroup, invocation_of
 from aperto.cli.options import LogLevelOption
 
@@ -50,7 +63,7 @@ def program(
     invocation_of(ctx).log_level = log_level and log_level.value
 
 
-for module in (chat, serve, models, pull, info, check, convert, bench):
+for module in (chat, serve, models, pull, info, check, convert, bench, report):
     module.add_to(app)
 app.add_typer(cache.app, name="cache", cls=AppGroup)
 app.add_typer(config.app, name="config", cls=AppGroup)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aperto.cli import verdict
 from aperto.cli.app import settings_of
 from aperto.cli.options import JsonOption, LogLevelOption
 from aperto.cli.table import columns
@@ -27,6 +28,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 """The group of commands."""
+
+verdict.add_to(app)
 
 ProtocolArgument = Annotated[
     Path, typer.Argument(metavar="PROTOCOL", help="A protocol file.", exists=True, dir_okay=False)

@@ -144,8 +144,8 @@ def _axis(x: Scale, low: float, high: float, height: float, unit: str) -> str:
 def _step(span: float) -> float:
     """A round distance of ticks, about six over the span."""
     raw = span / 6
-    power = 10 ** math.floor(math.log10(raw))
-    return min((1, 2, 5, 10), key=lambda factor: abs(factor * power - raw)) * power
+    power = 10.0 ** math.floor(math.log10(raw))
+    return min((power, 2 * power, 5 * power, 10 * power), key=lambda step: abs(step - raw))
 
 
 def _svg(height: float, inner: str) -> str:
