@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -51,6 +52,19 @@ def test_freezing_is_once(file: Path):
     file.write_text(TOML.replace("margin = 0.05", "margin = 0.5"))
     with pytest.raises(UsageError, match="changed after it was frozen"):
         freeze(file)
+
+
+def test_a_protocol_frozen_before_a_default_existed_keeps_its_hash(file: Path):
+    freeze(file)
+    path = frozen_path(file)
+    content = json.loads(path.read_text())
+    del content["protocol"]["statistics"]["enlarge"]
+    plain = json.dumps(
+        content["protocol"], sort_keys=True, separators=(",", ":"), ensure_ascii=False
+    )
+    content["sha256"] = hashlib.sha256(plain.encode()).hexdigest()
+    path.write_text(json.dumps(content))
+    assert read_frozen(path).sha256 == content["sha256"] == freeze(file).sha256
 
 
 def test_a_frozen_file_that_was_changed_is_refused(file: Path):

@@ -119,6 +119,13 @@ def test_cards_become_markdown():
     assert text.endswith("- hle: not run: data unavailable\n")
 
 
+def test_a_single_question_has_no_standard_error():
+    card = make_scorecard(rows("own", "m", first(1.0), items=1), model="m", arm="m")
+    plain = json.loads(json.dumps(card.to_json(), allow_nan=False))
+    score = plain["lines"][0]["score"]
+    assert score["se"] is None and score["lower"] < 0.3
+
+
 def test_empty_and_doubled_rows_are_refused():
     with pytest.raises(UsageError, match="no rows of arm"):
         make_scorecard(gpqa(0.8), model="m", arm="other")

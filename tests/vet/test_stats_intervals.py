@@ -145,6 +145,12 @@ def test_corrected_rates_are_covered(rate: float):
     assert 0.93 <= covered / 1000 <= 1.0
 
 
+def test_corrected_intervals_hold_their_value_at_the_edge():
+    seen = paired_difference([1] * 5, [0] * 5)
+    found = corrected_difference(seen, JudgeErrors(95, 100, 95, 100))
+    assert found.lower <= found.value <= found.upper
+
+
 def test_corrected_differences_widen_with_what_is_unknown_of_the_judge():
     seen = paired_difference([1] * 30 + [0] * 170, [0] * 190 + [1] * 10)
     sure = corrected_difference(seen, JudgeErrors(90_000, 100_000, 90_000, 100_000))

@@ -89,7 +89,7 @@ def scorecard_page(card: Scorecard) -> str:
         f'<p class="soft">Rows <code>{card.rows_sha256}</code>.</p>',
         _section(
             "Scores",
-            intervals([_score_bar(line) for line in card.lines], unit="score, %") + _SCORE_NOTE,
+            _score_chart(card) + _SCORE_NOTE,
         ),
         _section("In words", _table(("suite", "effort", "reading"), map(_reading, card.lines))),
         _section("What went wrong, and what it took", _table(_LINE_HEADS, map(_row, card.lines))),
@@ -127,7 +127,7 @@ def _harm_chart(results: Sequence[SuiteResult]) -> str:
     for result in results:
         for stratum in result.strata:
             harm = stratum.harm_of(Arm.ADAPTED)
-            if harm is None or result.suite.kind not in (
+            if harm is None or not harm.is_finite or result.suite.kind not in (
                 Kind.SAFETY, Kind.UTILITY, Kind.CAPABILITY,
             ):  # fmt: skip
                 continue
@@ -201,6 +201,11 @@ def _judge(report: Report) -> str:
 def _gaps(report: Report) -> list[str]:
     not_run = [f"{name}: {why}" for name, why in report.evidence.not_run.items()]
     return [*not_run, *report.evidence.frozen.protocol.scope.not_tested]
+
+
+def _score_chart(card: Scorecard) -> str:
+    bars = [_score_bar(line) for line in card.lines if line.score.is_finite]
+    return intervals(bars, unit="score, %") if bars else "<p>No score has an interval.</p>"
 
 
 def _score_bar(line: Line) -> Bar:

@@ -246,7 +246,7 @@ def read_protocol(path: str | Path) -> Protocol:
 
 def protocol_hash(protocol: Protocol) -> str:
     """SHA-256 of the validated content, defaults included; hex."""
-    return hashlib.sha256(_canonical(protocol).encode()).hexdigest()
+    return _hash(_plain(protocol))
 
 
 def freeze(path: str | Path, now: datetime.datetime | None = None) -> FrozenProtocol:
@@ -260,7 +260,7 @@ def freeze(path: str | Path, now: datetime.datetime | None = None) -> FrozenProt
     target = frozen_path(path)
     if target.exists():
         frozen = read_frozen(target)
-        if frozen.sha256 != protocol_hash(protocol):
+        if frozen.protocol != protocol:
             raise UsageError(
                 f"{path} changed after it was frozen at {frozen.frozen_at}; "
                 "undo the change, or register a new protocol under another file name"
@@ -281,13 +281,14 @@ def read_frozen(path: str | Path) -> FrozenProtocol:
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
+        # Hashed as it was written: defaults that later versions add do not change it.
+        found = _hash(content["protocol"])
         protocol = Protocol.model_validate_json(json.dumps(content["protocol"]))
         stated, at = str(content["sha256"]), str(content["frozen_at"])
     except (ValueError, KeyError, TypeError) as error:
         raise EvidenceError(
             f"{path} is not a frozen protocol ({_first_problem(error)}); freeze the protocol again"
         ) from error
-    found = protocol_hash(protocol)
     if found != stated:
         raise EvidenceError(
             f"{path} states the hash {stated[:12]}… and has {found[:12]}…: it was changed after "
@@ -305,8 +306,9 @@ def _plain(protocol: Protocol) -> dict[str, object]:
     return protocol.model_dump(mode="json", by_alias=True)
 
 
-def _canonical(protocol: Protocol) -> str:
-    return json.dumps(_plain(protocol), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+def _hash(plain: object) -> str:
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _first_problem(error: Exception) -> str:

@@ -235,8 +235,8 @@ def _stratum_json(evidence: Evidence, suite: Suite, stratum: Stratum) -> dict[st
         "effort": stratum.effort,
         "finding": stratum.finding.value,
         "reason": stratum.reason,
-        "levels": {arm.value: _estimate_json(level) for arm, level in stratum.levels},
-        "harms": {arm.value: _estimate_json(harm) for arm, harm in stratum.harms},
+        "levels": {arm.value: level.to_json() for arm, level in stratum.levels},
+        "harms": {arm.value: harm.to_json() for arm, harm in stratum.harms},
         "power": stratum.power,
         "answers": {
             arm.value: {
@@ -248,13 +248,6 @@ def _stratum_json(evidence: Evidence, suite: Suite, stratum: Stratum) -> dict[st
             if rows
         },
     }
-
-
-def _estimate_json(estimate: Estimate) -> dict[str, Any]:
-    """Values of an estimate; an infinite standard error, of one cluster alone, becomes null."""
-    plain = dataclasses.asdict(estimate)
-    plain["se"] = None if estimate.se == float("inf") else estimate.se
-    return plain
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -197,7 +197,7 @@ def _line_json(line: Line) -> dict[str, Any]:
     return {
         "suite": line.suite,
         "effort": line.effort,
-        "score": dataclasses.asdict(line.score),
+        "score": line.score.to_json(),
         "num_answers": line.num_answers,
         "mishaps": dataclasses.asdict(line.mishaps),
         "tokens": dataclasses.asdict(line.tokens) if line.tokens else None,

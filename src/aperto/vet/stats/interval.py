@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +38,18 @@ class Estimate:
     """Independent groups of items."""
     method: str
     """How the interval was made."""
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the interval says anything; that of a single cluster may not."""
+        return math.isfinite(self.lower) and math.isfinite(self.upper)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; what is infinite becomes null."""
+        return {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in dataclasses.asdict(self).items()
+        }
 
 
 def wilson(successes: float, trials: float, confidence: float = 0.95) -> tuple[float, float]:

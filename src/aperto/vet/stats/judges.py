@@ -100,17 +100,15 @@ def corrected_difference(difference: Estimate, errors: JudgeErrors) -> Estimate:
     from_gain = value * value * of_gain / gain**2
     z = normal_quantile(difference.confidence)
 
-    def end(edge: float) -> float:
-        centred = edge / gain - value
-        reach = math.sqrt(centred**2 + z * z * from_gain)
-        return value + math.copysign(reach, centred)
+    def reach(distance: float) -> float:
+        return math.hypot(max(0.0, distance), z * math.sqrt(from_gain))
 
     return dataclasses.replace(
         difference,
         value=value,
         se=math.sqrt((difference.se / gain) ** 2 + from_gain),
-        lower=end(difference.lower),
-        upper=end(difference.upper),
+        lower=value - reach(value - difference.lower / gain),
+        upper=value + reach(difference.upper / gain - value),
         method=f"{difference.method}, judge-corrected",
     )
 
