@@ -48,8 +48,11 @@ WEATHER = {
 class ScriptedChat:
     """Answers with the texts (or fails with the errors) of `script`, one a request."""
 
-    def __init__(self, *script: str | Exception, delay_s: float = 0.0) -> None:
+    def __init__(
+        self, *script: str | Exception, delay_s: float = 0.0, limit_tokens: int = LIMIT_TOKENS
+    ) -> None:
         self.script = list(script)
+        self.limit_tokens = limit_tokens
         self.delay_s = delay_s
         self.progress: Sequence[PrefillProgress] = ()
         self.asked: list[tuple[Conversation, ChatOptions]] = []
@@ -68,8 +71,9 @@ class ScriptedChat:
     def astream(self, conversation: Conversation, options: ChatOptions) -> AsyncIterator[ChatEvent]:
         self.asked.append((conversation, options))
         num_prompt = len(self.prompt_ids(conversation, options))
-        if num_prompt >= LIMIT_TOKENS:
-            raise ContextLengthError(f"the prompt has {num_prompt} tokens; {LIMIT_TOKENS} fit")
+        limit = self.limit_tokens
+        if num_prompt >= limit:
+            raise ContextLengthError(f"the prompt has {num_prompt} tokens; {limit} fit")
         answer = self.script.pop(0)
         if isinstance(answer, Exception):
             raise answer
@@ -114,10 +118,10 @@ def scripted_services(chat: ScriptedChat, state_dir: Path, **settings: Any) -> S
     model = SimpleNamespace(
         conversations=chat,
         tokenizer=chat.tokenizer,
-        engine=SimpleNamespace(limit_tokens=LIMIT_TOKENS),
+        engine=SimpleNamespace(limit_tokens=chat.limit_tokens),
         close=lambda: None,
     )
-    info = ModelInfo("scripted", 0, LIMIT_TOKENS, 0, "scripted")
+    info = ModelInfo("scripted", 0, chat.limit_tokens, 0, "scripted")
     pool = ModelPool(given, loader=lambda source: model, describe=lambda name, source: info)
     return Services.create(given, pool)
 

@@ -119,6 +119,16 @@ def test_models(client, url):
     assert Model.model_validate(raw).id == "nano"
     (entry,) = httpx.get(f"{url}/v1/models").json()["models"]
     assert entry["slug"] == "nano" and entry["context_window"] == 4096
+    # Codex 0.169 reads no catalogue in which an entry lacks one of these.
+    assert entry.keys() >= {
+        "base_instructions",
+        "experimental_supported_tools",
+        "shell_type",
+        "support_verbosity",
+        "supported_in_api",
+        "truncation_policy",
+        "visibility",
+    }
 
 
 def complete(client, **fields):

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends
 
 from aperto.errors import ApertoError
+from aperto.server.codex import codex_entry
 from aperto.server.errors import ERROR_RESPONSES
 from aperto.server.pool import ModelInfo
 from aperto.server.response_tools import served_types
@@ -55,22 +56,4 @@ def model_object(info: ModelInfo) -> dict[str, Any]:
         "context_window": info.context_tokens,
         "max_model_len": info.context_tokens,
         "system_fingerprint": info.fingerprint,
-    }
-
-
-def codex_entry(info: ModelInfo, priority: int) -> dict[str, Any]:
-    """An entry of Codex's model catalogue."""
-    efforts = ("low", "medium", "high")
-    return {
-        "slug": info.name,
-        "display_name": info.name,
-        "description": "gpt-oss on this machine, served by aperto",
-        "default_reasoning_level": "medium",
-        "supported_reasoning_levels": [
-            {"effort": effort, "description": f"{effort} reasoning effort"} for effort in efforts
-        ],
-        "context_window": info.context_tokens,
-        "max_context_window": info.context_tokens,
-        "auto_compact_token_limit": info.context_tokens * 4 // 5,
-        "priority": priority,
     }
