@@ -65,6 +65,10 @@ class TensorError(CheckpointError):
     """A tensor is missing, or has the wrong dtype, shape or values."""
 
 
+class AdapterError(CheckpointError):
+    """An adapter is damaged, is of a kind that cannot be applied, or does not fit its model."""
+
+
 class UnsupportedError(CheckpointError):
     """Well formed, but outside what aperto reads."""
 
