@@ -10,7 +10,17 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from tests.server.kit import ANSWER, FINAL, client_of, scripted, services_of
+from tests.server.kit import (
+    ANSWER,
+    CHAT,
+    FINAL,
+    USER,
+    ask,
+    chunks_of,
+    client_of,
+    scripted,
+    services_of,
+)
 
 from aperto.errors import UsageError
 from aperto.moderation import default_policy
@@ -22,11 +32,13 @@ def says(*names: str) -> str:
     return f"{FINAL}{json.dumps({'violations': names, 'reason': 'because'})}<|return|>"
 
 
-def post(text: str, folder: Path, body: dict[str, Any], **settings: Any) -> httpx.Response:
+def post(
+    text: str, folder: Path, body: dict[str, Any], path: str = PATH, **settings: Any
+) -> httpx.Response:
     async def run() -> httpx.Response:
         chosen = {"moderation_model": "scripted", **settings}
         async with client_of(services_of(scripted(text, 16384), folder, **chosen)) as client:
-            return await client.post(PATH, json=body)
+            return await client.post(path, json=body)
 
     return asyncio.run(run())
 
@@ -79,6 +91,33 @@ def test_a_damaged_policy_stops_the_server_at_its_start(tmp_path: Path):
 )
 def test_what_may_be_asked(tmp_path: Path, body: dict[str, Any], status: int):
     assert post(says(), tmp_path, body).status_code == status
+
+
+def chat(text: str, folder: Path, **fields: Any) -> httpx.Response:
+    return post(text, folder, {"messages": USER, "moderation": True, **fields}, CHAT)
+
+
+def test_a_chat_answer_brings_its_verdicts(tmp_path: Path):
+    body = chat(says("hate"), tmp_path, n=2).json()
+    block = body["moderation"]
+    assert block["model"] == "scripted" and block["policy"] == "default"
+    assert block["input"]["categories"]["hate"] and len(block["output"]) == 2
+
+
+def test_a_stream_ends_with_its_verdicts(tmp_path: Path):
+    response = chat(says(), tmp_path, stream=True, stream_options={"include_usage": True})
+    chunks = chunks_of(response)
+    assert chunks[-2]["choices"] == [] and not chunks[-2]["moderation"]["input"]["flagged"]
+    assert chunks[-1]["usage"]
+
+
+def test_a_verdict_that_cannot_be_read_is_no_pass(tmp_path: Path):
+    assert chat(ANSWER, tmp_path).status_code == 500
+
+
+def test_moderation_without_a_judge_is_refused_before_the_answer(tmp_path: Path):
+    response = ask(ANSWER, tmp_path, {"messages": USER, "moderation": True})
+    assert response.status_code == 404 and "--moderation-model" in response.text
 
 
 def test_without_a_judge_the_door_says_how_to_get_one(tmp_path: Path):

@@ -54,6 +54,8 @@ class ChatPlan:
     """Whether a stream ends with the usage."""
     warnings: list[str]
     """What is not done as asked, one line each."""
+    moderated: bool = False
+    """Whether input and answers are judged."""
 
     def choice(self, index: int) -> ChatOptions:
         """Options of one choice: with a seed, those after the first take the seeds that follow."""
@@ -126,6 +128,7 @@ def plan_chat(body: ChatRequest, served: Services) -> ChatPlan:
         show_reasoning=_shows_reasoning(body),
         include_usage=bool(stream_options and stream_options.include_usage),
         warnings=warnings,
+        moderated=bool(body.moderation),
     )
 
 

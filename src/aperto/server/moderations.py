@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from aperto.harmony import Effort, TurnRules
+from aperto.harmony import Conversation, Effort, Role, TurnRules
 from aperto.harmony.rules import JsonSchema
 from aperto.local_model import LocalModel
 from aperto.moderation import Moderation, Policy, moderate, verdict_schema
 from aperto.server.errors import ERROR_RESPONSES, ApiError
 from aperto.server.services import Services, services
 from aperto.server.sse import CLIENT_CLOSED, JsonResponse, while_connected
-from aperto.server.wire_chat import Wire
+from aperto.server.wire_chat import ModerationResult, Wire
 from aperto.server.wire_responses import new_id
 
 MAX_TOKENS = 2048
@@ -38,17 +39,6 @@ class ModerationRequest(Wire):
 
     input: str | list[str] | list[ModerationInput]
     model: str | None = None
-
-
-class ModerationResult(BaseModel):
-    """The verdict on one text."""
-
-    flagged: bool
-    categories: dict[str, bool]
-    category_scores: dict[str, float]
-    """1 where violated, else 0: the judge's word, not a probability."""
-    category_applied_input_types: dict[str, list[Literal["text"]]]
-    rationale: str
 
 
 class Moderations(BaseModel):
@@ -73,23 +63,33 @@ async def create_moderation(
 
 async def _moderations(body: ModerationRequest, served: Services) -> Response:
     texts = _texts(body, served.settings.max_choices)
-    name, policy = _judge_of(body.model, served)
+    name, policy = judge_of(body.model, served)
+    results = await judge_all(texts, name, policy, served)
+    return JsonResponse({"id": new_id("modr"), "results": results, **_of(name, policy)})
+
+
+async def moderation_block(
+    conversation: Conversation, outputs: Sequence[str], served: Services
+) -> dict[str, Any]:
+    """Verdicts on what the user said last and on each answer to it."""
+    name, policy = judge_of(None, served)
+    said = next((m.text for m in reversed(conversation.messages) if m.role is Role.USER), "")
+    results = await judge_all([said, *outputs], name, policy, served)
+    return {**_of(name, policy), "input": results[0], "output": results[1:]}
+
+
+async def judge_all(
+    texts: Sequence[str], name: str, policy: Policy, served: Services
+) -> list[dict[str, Any]]:
+    """Verdicts in OpenAI's shape, in order."""
     async with served.pool.lease(name) as lease:
         judged = await asyncio.gather(
             *(asyncio.to_thread(_judged, text, lease.model, policy) for text in texts)
         )
-    return JsonResponse(
-        {
-            "id": new_id("modr"),
-            "model": lease.name,
-            "results": [_result(one) for one in judged],
-            "policy": policy.name,
-            "policy_sha256": policy.sha256,
-        }
-    )
+    return [_result(one) for one in judged]
 
 
-def _judge_of(model: str | None, served: Services) -> tuple[str, Policy]:
+def judge_of(model: str | None, served: Services) -> tuple[str, Policy]:
     """Name of the judge and its policy. Raises ApiError (404) where there is no such judge."""
     name, policy = served.judge, served.policy
     if name is None or policy is None:
@@ -107,6 +107,10 @@ def _judge_of(model: str | None, served: Services) -> tuple[str, Policy]:
             param="model",
         )
     return name, policy
+
+
+def _of(name: str, policy: Policy) -> dict[str, str]:
+    return {"model": name, "policy": policy.name, "policy_sha256": policy.sha256}
 
 
 def _texts(body: ModerationRequest, limit: int) -> list[str]:

@@ -100,6 +100,7 @@ class ChatRequest(Wire):
     reasoning_effort: str | None = None
     reasoning: ReasoningOptions | None = None
     include_reasoning: bool | None = None
+    moderation: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     functions: list[FunctionSpec] | None = None
     function_call: str | dict[str, Any] | None = None
@@ -179,6 +180,27 @@ class UsageBody(BaseModel):
     completion_tokens_details: CompletionTokens
 
 
+class ModerationResult(BaseModel):
+    """A judge's verdict on one text."""
+
+    flagged: bool
+    categories: dict[str, bool]
+    category_scores: dict[str, float]
+    """1 where violated, else 0: the judge's word, not a probability."""
+    category_applied_input_types: dict[str, list[Literal["text"]]]
+    rationale: str
+
+
+class ModerationBlock(BaseModel):
+    """Verdicts on what the user said last and on each choice, where `moderation` was asked for."""
+
+    model: str
+    policy: str
+    policy_sha256: str
+    input: ModerationResult
+    output: list[ModerationResult]
+
+
 class ChatCompletion(BaseModel):
     """Answer of `POST /v1/chat/completions` without `stream`."""
 
@@ -189,4 +211,5 @@ class ChatCompletion(BaseModel):
     system_fingerprint: str
     choices: list[Choice]
     usage: UsageBody
+    moderation: ModerationBlock | None = None
     warnings: list[str] | None = None
