@@ -1,5 +1,6 @@
 // The model, its cache and the sampler.
 #include <nanobind/stl/pair.h>
+#include <nanobind/stl/set.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/unique_ptr.h>
@@ -79,7 +80,7 @@ class BoundModel {
 
   nb::object forward(KvPages& pages, In1<int32_t> token_ids, In1<int32_t> positions,
                      In1<int32_t> sequences, std::vector<In2<int32_t>> page_tables,
-                     In1<int32_t> output_rows) {
+                     In1<int32_t> output_rows, nb::object variants, Taps* taps) {
     check(positions.size() == token_ids.size() && sequences.size() == token_ids.size(),
           "positions and seq_idx have ", positions.size(), " and ", sequences.size(),
           " entries; expected ", token_ids.size(), ", one a token");
@@ -95,7 +96,15 @@ class BoundModel {
                 {},
                 {},
                 output_rows.size(),
-                output_rows.data()};
+                output_rows.data(),
+                {},
+                taps};
+    if (!variants.is_none()) {
+      for (nb::handle variant : variants) {
+        batch.variants.push_back(variant.is_none() ? nullptr : nb::cast<const Variant*>(variant));
+      }
+    }
+    if (taps != nullptr) taps->taken.clear();
     for (const auto& table : page_tables) {
       check(table.shape(0) == batch.num_sequences, "page tables have ", table.shape(0), " and ",
             batch.num_sequences, " rows; expected the same");
@@ -118,6 +127,59 @@ class BoundModel {
   nb::dict tensors_;  // keeps the mapped files alive
   std::unique_ptr<Model> model_;
 };
+
+// What the last batch left at the points, as arrays.
+nb::dict take_taps(Taps& taps) {
+  nb::dict arrays;
+  for (auto& [name, tap] : taps.taken) {
+    auto* values = new std::vector<float>(std::move(tap.values));
+    nb::capsule owner(values, [](void* p) noexcept { delete static_cast<std::vector<float>*>(p); });
+    arrays[name.c_str()] =
+        nb::ndarray<nb::numpy, float>(values->data(), tap.shape.size(), tap.shape.data(), owner);
+  }
+  taps.taken.clear();
+  return arrays;
+}
+
+void bind_variants(nb::module_& m) {
+  nb::class_<Variant>(m, "Variant", "What rows of a batch change in the model.")
+      .def(
+          "set_low_rank",
+          [](Variant& variant, size_t layer, const std::string& part, size_t expert, In2<float> a,
+             In2<float> b) {
+            check(a.shape(0) == b.shape(1), "A has ", a.shape(0), " rows and B ", b.shape(1),
+                  " columns; expected the same rank");
+            variant.set_low_rank(layer, part, expert, a.shape(0), a.data(), a.shape(1), b.data(),
+                                 b.shape(0));
+          },
+          "layer"_a, "part"_a, "expert"_a, "a"_a, "b"_a, "Add B A to the weight of a product.")
+      .def(
+          "set_bias",
+          [](Variant& variant, size_t layer, const std::string& part, size_t expert,
+             In1<float> values, bool replace) {
+            variant.set_bias(layer, part, expert, values.data(), values.size(), replace);
+          },
+          "layer"_a, "part"_a, "expert"_a, "values"_a, "replace"_a,
+          "Add to the bias of a product, or replace it.")
+      .def(
+          "replace_vector",
+          [](Variant& variant, size_t layer, const std::string& name, In1<float> values) {
+            variant.replace_vector(layer, name, values.data(), values.size());
+          },
+          "layer"_a, "name"_a, "values"_a, "Replace a norm or the sinks.")
+      .def(
+          "set_residual",
+          [](Variant& variant, size_t layer, const std::string& point, float scale,
+             In1<float> values) {
+            variant.set_residual(layer, point, scale, values.data(), values.size());
+          },
+          "layer"_a, "point"_a, "scale"_a, "values"_a, "Scale the residual stream, then add.")
+      .def("set_experts_per_token", &Variant::set_experts_per_token, "layer"_a, "count"_a,
+           "Choose this many experts.");
+  nb::class_<Taps>(m, "Taps", "Copies of what passes named points of a forward pass.")
+      .def(nb::init<std::set<std::string>>(), "points"_a)
+      .def("take", &take_taps, "What the last batch left, [tokens, ...] by point.");
+}
 
 using Logits = nb::ndarray<const float, nb::numpy, nb::ndim<2>, nb::device::cpu>;
 
@@ -205,11 +267,12 @@ void bind_model(nb::module_& m) {
       .def("num_pages", &KvPages::num_pages, "group"_a, "Pages of a window group.")
       .def_prop_ro("nbytes", &KvPages::bytes, "Bytes reserved for all pages.");
 
+  bind_variants(m);
   nb::class_<BoundModel>(m, "Model", "The forward pass over packed weights.")
       .def(nb::init<nb::object, nb::dict, const std::string&, int, size_t>(), "config"_a,
            "tensors"_a, "isa"_a, "num_threads"_a, "max_batch_tokens"_a)
       .def("forward", &BoundModel::forward, "cache"_a, "token_ids"_a, "positions"_a, "seq_idx"_a,
-           "page_tables"_a, "output_rows"_a,
+           "page_tables"_a, "output_rows"_a, "variants"_a = nb::none(), "taps"_a = nb::none(),
            "Run a batch; returns the logits [outputs, vocab] of its output rows.")
       .def(
           "new_cache",
@@ -226,6 +289,9 @@ void bind_model(nb::module_& m) {
             return KvPages::page_bytes(model.model().shape(), parse_kv_kind(kind), group);
           },
           "group"_a, "kind"_a, "Bytes of one page of a window group.")
+      .def(
+          "new_variant", [](const BoundModel& model) { return model.model().new_variant(); },
+          nb::keep_alive<0, 1>(), "A variant that changes nothing yet.")
       .def_prop_ro("config", &BoundModel::config)
       .def_prop_ro("isa", [](const BoundModel& model) { return model.model().kernels().name; })
       .def_prop_ro("num_threads",

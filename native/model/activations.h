@@ -42,7 +42,8 @@ inline void quantize_row(const Kernels& kernels, const float* x, size_t row, int
 
 struct Activations {
   size_t max_tokens;
-  size_t max_slots;  // tokens x experts of a token, for the layer with the most
+  size_t max_chosen;  // experts of a token, for the layer with the most
+  size_t max_slots;   // tokens x experts of a token
 
   AlignedBuffer<float> x;                  // [tokens, hidden], the residual stream
   AlignedBuffer<float> normed;             // [tokens, hidden]
@@ -63,9 +64,14 @@ struct Activations {
   std::vector<AlignedBuffer<float>> up;    // a thread: the same
   std::vector<AlignedBuffer<uint8_t>> unpacked;  // a thread: one tile's weights as bytes
 
-  Activations(const ModelShape& shape, size_t tokens, int num_threads)
+  std::vector<float> low;  // [slots, max_low], projections of low-rank changes
+  size_t max_low = 0;
+
+  // least_chosen: experts of a token that a variant wants, where they are more than the model's.
+  Activations(const ModelShape& shape, size_t tokens, int num_threads, size_t least_chosen = 1)
       : max_tokens(tokens),
-        max_slots(tokens * max_experts_per_token(shape)),
+        max_chosen(std::max(max_experts_per_token(shape), least_chosen)),
+        max_slots(tokens * max_chosen),
         x(tokens * shape.hidden_size),
         normed(tokens * shape.hidden_size),
         rope_cos(tokens * shape.head_dim / 2),

@@ -96,7 +96,10 @@ void attend_tokens(ForwardContext& context, size_t layer, size_t begin, size_t e
   const size_t heads = shape.heads_per_kv_head();
   const size_t head_dim = shape.head_dim;
   const size_t first_head = kv_head * heads;
-  const float* sinks = context.weights.layers[layer].sinks + first_head;
+  const VariantLayer* changes = context.changes(layer, begin);
+  const float* sinks =
+      vector_or(changes ? &changes->sinks : nullptr, context.weights.layers[layer].sinks) +
+      first_head;
   const auto first_visible = [&](size_t position) -> size_t {
     const size_t window = layer_shape.window;
     return window == 0 || position + 1 <= window ? 0 : position + 1 - window;
@@ -161,6 +164,94 @@ std::vector<size_t> split_tokens(const Batch& batch) {
   return starts;
 }
 
+void change_row(ForwardContext& context, const LinearChange& change, size_t token, const float* x,
+                size_t width, float* y) {
+  if (change.empty()) return;
+  float* low = context.act.low.data() + token * context.act.max_low;
+  change.project(context.kernels, x, low);
+  change.add(context.kernels, low, 0, width, y);
+}
+
+// Adds a variant's changes to the queries, keys and values of a token.
+void change_qkv(ForwardContext& context, size_t layer, size_t token) {
+  const VariantLayer* changes = context.changes(layer, token);
+  if (changes == nullptr) return;
+  const ModelShape& shape = context.shape;
+  const float* normed = context.act.normed.data() + token * shape.hidden_size;
+  float* q = context.act.qkv.data() + token * shape.qkv_size();
+  float* k = q + shape.q_size();
+  change_row(context, changes->q, token, normed, shape.q_size(), q);
+  change_row(context, changes->k, token, normed, shape.kv_size(), k);
+  change_row(context, changes->v, token, normed, shape.kv_size(), k + shape.kv_size());
+}
+
+void tap_qkv(ForwardContext& context, size_t layer) {
+  const ModelShape& shape = context.shape;
+  const float* q = context.act.qkv.data();
+  const float* k = q + shape.q_size();
+  tap_rows(context, layer, "attn.q", q, shape.q_size(), shape.qkv_size());
+  tap_rows(context, layer, "attn.k", k, shape.kv_size(), shape.qkv_size());
+  tap_rows(context, layer, "attn.v", k + shape.kv_size(), shape.kv_size(), shape.qkv_size());
+}
+
+float key_at(const ForwardContext& context, size_t layer, size_t token, size_t position,
+             size_t kv_head, size_t d) {
+  const int32_t page = page_of(context, context.shape.layers[layer].group, token, position);
+  const uint8_t* keys = context.pages.head(layer, page, kv_head);
+  const size_t index = d * kPageTokens + position % kPageTokens;
+  if (context.pages.kind() == KvKind::kF16) {
+    return half_to_float(reinterpret_cast<const uint16_t*>(keys)[index]);
+  }
+  return reinterpret_cast<const float*>(keys)[index];
+}
+
+// What one head of a token attends to. out: [positions], then the sink.
+void pattern_row(const ForwardContext& context, size_t layer, size_t token, size_t head, float* out,
+                 size_t sink_at) {
+  const ModelShape& shape = context.shape;
+  const size_t head_dim = shape.head_dim;
+  const size_t position = context.batch.positions[token];
+  const size_t window = shape.layers[layer].window;
+  const size_t first = window == 0 || position + 1 <= window ? 0 : position + 1 - window;
+  const float* query = context.act.qkv.data() + token * shape.qkv_size() + head * head_dim;
+  const VariantLayer* changes = context.changes(layer, token);
+  const float* sinks =
+      vector_or(changes ? &changes->sinks : nullptr, context.weights.layers[layer].sinks);
+  float max = sinks[head];
+  for (size_t p = first; p <= position; ++p) {
+    float score = 0.0f;
+    for (size_t d = 0; d < head_dim; ++d) {
+      score += query[d] * key_at(context, layer, token, p, head / shape.heads_per_kv_head(), d);
+    }
+    out[p] = score;
+    max = std::max(max, score);
+  }
+  out[sink_at] = scalar_exp(sinks[head] - max);
+  float sum = out[sink_at];
+  for (size_t p = first; p <= position; ++p) sum += out[p] = scalar_exp(out[p] - max);
+  for (size_t p = first; p <= position; ++p) out[p] /= sum;
+  out[sink_at] /= sum;
+}
+
+// attn.pattern: [tokens, heads, positions + 1], the sink last.
+void tap_pattern(ForwardContext& context, size_t layer) {
+  Taps* taps = context.batch.taps;
+  if (taps == nullptr || !taps->wants(Taps::name(layer, "attn.pattern"))) return;
+  const size_t tokens = context.batch.num_tokens;
+  const size_t heads = context.shape.num_heads;
+  size_t width = 0;
+  for (size_t t = 0; t < tokens; ++t) {
+    width = std::max<size_t>(width, context.batch.positions[t] + 2);
+  }
+  Tap& tap = taps->taken[Taps::name(layer, "attn.pattern")];
+  tap.shape = {tokens, heads, width};
+  tap.values.assign(tokens * heads * width, 0.0f);
+  context.pool.parallel_for(tokens * heads, [&](size_t item, int) {
+    pattern_row(context, layer, item / heads, item % heads, tap.values.data() + item * width,
+                width - 1);
+  });
+}
+
 }  // namespace
 
 void fill_rope(ForwardContext& context) {
@@ -190,12 +281,19 @@ void attention_layer(ForwardContext& context, size_t layer) {
   const Q8Panels q8_normed = act.q8.panels(hidden, tokens);
   context.pool.parallel_for(tokens, [&](size_t token, int) {
     float* normed = act.normed.data() + token * hidden;
-    context.kernels.f32_rmsnorm(act.x.data() + token * hidden, w.attn_norm, shape.rms_norm_eps,
-                                hidden, normed);
+    const VariantLayer* changes = context.changes(layer, token);
+    const float* norm = vector_or(changes ? &changes->attn_norm : nullptr, w.attn_norm);
+    context.kernels.f32_rmsnorm(act.x.data() + token * hidden, norm, shape.rms_norm_eps, hidden,
+                                normed);
     if (quantized) quantize_row(context.kernels, normed, token, kQ8Offset, q8_normed);
   });
   dense_matmul(context, w.qkv, {act.normed.data(), hidden}, q8_normed, tokens, w.qkv_bias, false,
                act.qkv.data(), shape.qkv_size());
+  if (!context.batch.variants.empty()) {
+    context.pool.parallel_for(tokens,
+                              [&](size_t token, int) { change_qkv(context, layer, token); });
+  }
+  tap_qkv(context, layer);
   context.pool.parallel_for(tokens, [&](size_t token, int) {
     if (context.pages.kind() == KvKind::kF16) {
       rotate_and_store<uint16_t>(context, layer, token);
@@ -211,6 +309,8 @@ void attention_layer(ForwardContext& context, size_t layer) {
     attend_tokens(context, layer, starts[run], starts[run + 1], item % kv_heads);
   });
   const size_t q_size = shape.q_size();
+  tap_rows(context, layer, "attn.z", act.attended.data(), q_size, q_size);
+  tap_pattern(context, layer);
   const Q8Panels q8_attended = act.q8.panels(q_size, tokens);
   if (quantized) {
     context.pool.parallel_for(tokens, [&](size_t token, int) {
@@ -220,6 +320,13 @@ void attention_layer(ForwardContext& context, size_t layer) {
   }
   dense_matmul(context, w.out, {act.attended.data(), q_size}, q8_attended, tokens, w.out_bias, true,
                act.x.data(), hidden);
+  if (context.batch.variants.empty()) return;
+  context.pool.parallel_for(tokens, [&](size_t token, int) {
+    const VariantLayer* changes = context.changes(layer, token);
+    if (changes == nullptr) return;
+    change_row(context, changes->out, token, act.attended.data() + token * q_size, hidden,
+               act.x.data() + token * hidden);
+  });
 }
 
 }  // namespace aperto

@@ -30,6 +30,19 @@ void tile_matmul(const Kernels& kernels, const TiledWeight& weight, size_t tile,
   }
 }
 
+// A point of the residual stream: what variants do there, then what reads it.
+void change_residual(ForwardContext& context, size_t layer, ResidualChange VariantLayer::* change,
+                     const char* point) {
+  const size_t hidden = context.shape.hidden_size;
+  for (size_t token = 0; !context.batch.variants.empty() && token < context.batch.num_tokens;
+       ++token) {
+    const VariantLayer* changes = context.changes(layer, token);
+    if (changes == nullptr) continue;
+    (changes->*change).apply(context.kernels, hidden, context.act.x.data() + token * hidden);
+  }
+  tap_rows(context, layer, point, context.act.x.data(), hidden, hidden);
+}
+
 }  // namespace
 
 void dense_matmul(ForwardContext& context, const TiledWeight& weight, const F32Rows& rows,
@@ -59,6 +72,13 @@ void dense_matmul(ForwardContext& context, const TiledWeight& weight, const F32R
   });
 }
 
+void tap_rows(ForwardContext& context, size_t layer, const char* point, const float* data,
+              size_t width, size_t stride) {
+  Taps* taps = context.batch.taps;
+  if (taps == nullptr) return;
+  taps->put(Taps::name(layer, point), data, context.batch.num_tokens, width, stride);
+}
+
 Model::Model(ModelShape shape, const PackedTensors& tensors, const Kernels& kernels,
              int num_threads, size_t max_batch_tokens)
     : shape_(std::move(shape)),
@@ -69,6 +89,23 @@ Model::Model(ModelShape shape, const PackedTensors& tensors, const Kernels& kern
   check(max_batch_tokens >= 1, "max_batch_tokens is ", max_batch_tokens, "; expected at least 1");
 }
 
+void Model::reserve(const Batch& batch) {
+  size_t low = activations_.max_low;
+  size_t chosen = activations_.max_chosen;
+  for (const Variant* variant : batch.variants) {
+    if (variant == nullptr) continue;
+    low = std::max(low, variant->max_low());
+    chosen = std::max(chosen, variant->max_experts_per_token());
+  }
+  if (chosen > activations_.max_chosen) {
+    activations_ = Activations(shape_, max_batch_tokens(), num_threads(), chosen);
+  }
+  if (low > activations_.max_low) {
+    activations_.low.resize(activations_.max_slots * low);
+    activations_.max_low = low;
+  }
+}
+
 void Model::check_batch(const KvPages& pages, const Batch& batch) const {
   check(pages.fits(shape_),
         "the cache belongs to a model of another shape; expected one made by "
@@ -77,6 +114,13 @@ void Model::check_batch(const KvPages& pages, const Batch& batch) const {
         batch.num_tokens, " tokens; expected 1..", max_batch_tokens());
   check(batch.num_outputs <= max_batch_tokens(), "the batch wants ", batch.num_outputs,
         " rows of logits; expected at most ", max_batch_tokens());
+  check(batch.variants.empty() || batch.variants.size() == batch.num_sequences, "there are ",
+        batch.variants.size(),
+        " variants; expected one a row of the page tables: ", batch.num_sequences);
+  for (const Variant* variant : batch.variants) {
+    check(variant == nullptr || variant->belongs_to(weights_),
+          "a variant belongs to another model; expected one made by this model's new_variant");
+  }
   for (size_t i = 0; i < batch.num_outputs; ++i) {
     const int32_t row = batch.output_rows[i];
     check(row >= 0 && static_cast<size_t>(row) < batch.num_tokens, "output row ", row,
@@ -116,6 +160,7 @@ void Model::check_batch(const KvPages& pages, const Batch& batch) const {
 
 void Model::forward(KvPages& pages, const Batch& batch, float* logits) {
   check_batch(pages, batch);
+  reserve(batch);
   const FloatEnvironment environment;
   Activations& act = activations_;
   ForwardContext context{shape_, weights_, kernels_, pool_, act, pages, batch};
@@ -125,19 +170,28 @@ void Model::forward(KvPages& pages, const Batch& batch, float* logits) {
   });
   fill_rope(context);
   for (size_t layer = 0; layer < shape_.layers.size(); ++layer) {
+    change_residual(context, layer, &VariantLayer::resid_pre, "resid_pre");
     attention_layer(context, layer);
+    change_residual(context, layer, &VariantLayer::resid_mid, "resid_mid");
     moe_layer(context, layer);
+    change_residual(context, layer, &VariantLayer::resid_post, "resid_post");
   }
   if (batch.num_outputs == 0) return;
   const Q8Panels q8_normed = act.q8.panels(hidden, batch.num_outputs);
   pool_.parallel_for(batch.num_outputs, [&](size_t i, int) {
     float* normed = act.normed.data() + i * hidden;
-    kernels_.f32_rmsnorm(act.x.data() + batch.output_rows[i] * hidden, weights_.norm,
-                         shape_.rms_norm_eps, hidden, normed);
+    const Variant* variant = context.variant(batch.output_rows[i]);
+    const float* norm = vector_or(variant ? &variant->norm() : nullptr, weights_.norm);
+    kernels_.f32_rmsnorm(act.x.data() + batch.output_rows[i] * hidden, norm, shape_.rms_norm_eps,
+                         hidden, normed);
     if (weights_.quantized) quantize_row(kernels_, normed, i, kQ8Offset, q8_normed);
   });
   dense_matmul(context, weights_.head, {act.normed.data(), hidden}, q8_normed, batch.num_outputs,
                nullptr, false, logits, logits_stride());
+  if (batch.taps != nullptr) {
+    batch.taps->put("final_norm", act.normed.data(), batch.num_outputs, hidden, hidden);
+    batch.taps->put("logits", logits, batch.num_outputs, shape_.vocab_size, logits_stride());
+  }
 }
 
 }  // namespace aperto

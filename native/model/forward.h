@@ -10,6 +10,8 @@
 #include "kernels/kernels.h"
 #include "model/activations.h"
 #include "model/config.h"
+#include "model/taps.h"
+#include "model/variant.h"
 #include "model/weights.h"
 
 namespace aperto {
@@ -26,7 +28,9 @@ struct Batch {
   std::vector<const int32_t*> page_tables;
   std::vector<size_t> max_pages;  // a group
   size_t num_outputs;
-  const int32_t* output_rows;  // [outputs], tokens whose logits are wanted
+  const int32_t* output_rows;            // [outputs], tokens whose logits are wanted
+  std::vector<const Variant*> variants;  // [sequences], nullptr: the base; empty: the base for all
+  Taps* taps = nullptr;                  // where to copy what passes; nullptr: nowhere
 };
 
 // What the parts of a forward pass share.
@@ -38,7 +42,26 @@ struct ForwardContext {
   Activations& act;
   KvPages& pages;
   const Batch& batch;
+
+  // The variant of a token, nullptr for the base.
+  const Variant* variant(size_t token) const {
+    return batch.variants.empty() ? nullptr : batch.variants[batch.sequences[token]];
+  }
+  // What a token's variant does in a layer, nullptr for the base.
+  const VariantLayer* changes(size_t layer, size_t token) const {
+    const Variant* of = variant(token);
+    return of == nullptr ? nullptr : &of->layer(layer);
+  }
 };
+
+// A vector of the variant where it has one, else the base's.
+inline const float* vector_or(const std::vector<float>* own, const float* base) {
+  return own == nullptr || own->empty() ? base : own->data();
+}
+
+// Copies the tokens' rows at a point of a layer to the batch's taps, if they want it.
+void tap_rows(ForwardContext& context, size_t layer, const char* point, const float* data,
+              size_t width, size_t stride);
 
 // out[t * out_stride + r] = a[t] . w[r] (+ bias[r]) for t < num_tokens, padded to whole tiles.
 // With `add`, adds to out instead. Uses the float rows or, for Q8 weights, the quantised panels.
@@ -64,8 +87,15 @@ class Model {
   // [outputs, logits_stride]. Throws std::invalid_argument for a batch that does not fit.
   void forward(KvPages& pages, const Batch& batch, float* logits);
 
+  // A variant that changes nothing yet; it must not outlive the model.
+  std::unique_ptr<Variant> new_variant() const {
+    return std::make_unique<Variant>(shape_, weights_);
+  }
+
  private:
   void check_batch(const KvPages& pages, const Batch& batch) const;
+  // Makes room for variants that choose more experts or have longer projections.
+  void reserve(const Batch& batch);
 
   ModelShape shape_;
   Weights weights_;

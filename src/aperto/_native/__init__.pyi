@@ -1,6 +1,6 @@
 """The C++ core of aperto. Use it through aperto.native."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Annotated
 
 import numpy
@@ -61,12 +61,38 @@ class KvCache:
     def nbytes(self) -> int:
         """Bytes reserved for all pages."""
 
+class Variant:
+    """What rows of a batch change in the model."""
+
+    def set_low_rank(self, layer: int, part: str, expert: int, a: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], b: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)]) -> None:
+        """Add B A to the weight of a product."""
+
+    def set_bias(self, layer: int, part: str, expert: int, values: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], replace: bool) -> None:
+        """Add to the bias of a product, or replace it."""
+
+    def replace_vector(self, layer: int, name: str, values: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> None:
+        """Replace a norm or the sinks."""
+
+    def set_residual(self, layer: int, point: str, scale: float, values: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> None:
+        """Scale the residual stream, then add."""
+
+    def set_experts_per_token(self, layer: int, count: int) -> None:
+        """Choose this many experts."""
+
+class Taps:
+    """Copies of what passes named points of a forward pass."""
+
+    def __init__(self, points: Set[str]) -> None: ...
+
+    def take(self) -> dict:
+        """What the last batch left, [tokens, ...] by point."""
+
 class Model:
     """The forward pass over packed weights."""
 
     def __init__(self, config: object, tensors: dict, isa: str, num_threads: int, max_batch_tokens: int) -> None: ...
 
-    def forward(self, cache: KvCache, token_ids: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], positions: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], seq_idx: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], page_tables: Sequence[Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C', device='cpu', writable=False)]], output_rows: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> object:
+    def forward(self, cache: KvCache, token_ids: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], positions: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], seq_idx: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], page_tables: Sequence[Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C', device='cpu', writable=False)]], output_rows: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], variants: object | None = None, taps: Taps | None = None) -> object:
         """Run a batch; returns the logits [outputs, vocab] of its output rows."""
 
     def new_cache(self, num_pages: Sequence[int], kind: str) -> KvCache:
@@ -74,6 +100,9 @@ class Model:
 
     def page_bytes(self, group: int, kind: str) -> int:
         """Bytes of one page of a window group."""
+
+    def new_variant(self) -> Variant:
+        """A variant that changes nothing yet."""
 
     @property
     def config(self) -> object: ...
