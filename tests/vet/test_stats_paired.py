@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from aperto.vet.stats import (
     tango_interval,
 )
 from aperto.vet.stats.paired import tango_score
-from aperto.vet.stats.simulate import _centres
+from aperto.vet.stats.simulate import _arms, _centres
 
 counts = st.tuples(st.integers(0, 20), st.integers(0, 20), st.integers(1, 40))
 
@@ -158,6 +159,24 @@ def test_the_corrected_interval_stops_false_passes():
     found = simulate(Scenario(0.03, 100, 1, 0.01, harm=0.03), number=2000)
     assert found.plain.value > 0.11
     assert found.corrected.value < 0.06
+
+
+@pytest.mark.parametrize(
+    ("margin", "n", "base"), [(0.03, 313, 0.01), (0.05, 200, 0.05), (0.03, 1000, 0.2)]
+)
+def test_tango_lets_no_more_through_than_it_says(margin: float, n: int, base: float):
+    """One answer an item, models exactly at the margin: at most the nominal 2.5 % pass."""
+    rng = np.random.default_rng(0)
+    rates = _arms(Scenario(margin, n, 1, base, harm=margin), (2000, n), rng)
+    before, after = (rng.binomial(1, rate) for rate in rates)
+    tables = Counter(zip((after > before).sum(axis=1), (after < before).sum(axis=1), strict=True))
+    passed = sum(
+        number
+        for (only_a, only_b), number in tables.items()
+        if tango_interval(int(only_a), int(only_b), n)[1] < margin
+    )
+    # The Monte-Carlo error of 2.5 % over 2000 runs is 0.35 points; allow three.
+    assert passed / 2000 < 0.036
 
 
 def test_the_simulation_uses_the_intervals_of_the_gate():
