@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,14 @@ def run(command: list[str], env: Mapping[str, str], folder: Path, timeout_s: flo
     return done.stdout
 
 
-def run_program(python: Path, program: str, url: str, folder: Path, **env: str) -> Any:
+def run_program(
+    python: Path,
+    program: str,
+    url: str,
+    folder: Path,
+    arguments: Sequence[str] = (),
+    **env: str,
+) -> Any:
     """What a program of `programs` found out, in an environment of its own."""
-    command = [str(python), str(PROGRAMS / program), f"{url}/v1"]
+    command = [str(python), str(PROGRAMS / program), f"{url}/v1", *arguments]
     return json.loads(run(command, offline(folder / "home", **env), folder))

@@ -38,6 +38,7 @@ OPERATIONS = [
     ("/v1/moderations", "POST"),
     ("/tokenize", "POST"),
     ("/detokenize", "POST"),
+    ("/tokenizer_info", "GET"),
     ("/health", "GET"),
     ("/metrics", "GET"),
 ]

@@ -203,6 +203,17 @@ def test_tokens_go_round(url):
     assert httpx.post(f"{url}/tokenize", json={}).status_code == 400
 
 
+def test_special_tokens_are_named_and_have_their_ids_alone(url):
+    info = httpx.get(f"{url}/tokenizer_info").json()
+    assert info["eos_token"] == "<|return|>" and info["model_max_length"] == 4096
+    for kind in ("bos_token", "eos_token", "pad_token"):
+        name = info[kind]
+        (token,) = httpx.post(f"{url}/tokenize", json={"prompt": name}).json()["tokens"]
+        assert token == info["special_tokens"][name]
+        ids = httpx.post(f"{url}/tokenize", json={"prompt": f"a {name}"}).json()["tokens"]
+        assert token not in ids
+
+
 def test_health_and_metrics(client, url):
     ask(client, max_tokens=1)
     health = httpx.get(f"{url}/health").json()

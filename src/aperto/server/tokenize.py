@@ -1,9 +1,9 @@
-"""`/tokenize` and `/detokenize`: text to ids and back, in vLLM's shapes."""
+"""`/tokenize`, `/detokenize`, `/tokenizer_info`: text to ids and back, in vLLM's shapes."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
 from starlette.responses import Response
@@ -21,6 +21,12 @@ from aperto.server.wire_completions import (
     Tokenized,
     TokenizeRequest,
 )
+
+_NAMED = {
+    "bos_token": "<|startoftext|>",
+    "eos_token": "<|return|>",
+    "pad_token": "<|endoftext|>",
+}
 
 router = APIRouter(tags=["tokens"], responses=ERROR_RESPONSES)
 
@@ -53,11 +59,23 @@ async def detokenize(
     return JsonResponse({"prompt": text})
 
 
+@router.get("/tokenizer_info")
+async def tokenizer_info(served: Annotated[Services, Depends(services)]) -> dict[str, Any]:
+    """Name the special tokens that harnesses ask for; of the first model, as all have them."""
+    async with served.pool.lease(None) as lease:
+        special = lease.model.tokenizer.special
+        limit = lease.engine.limit_tokens
+    named = {kind: name for kind, name in _NAMED.items() if name in special}
+    return {**named, "model_max_length": limit, "special_tokens": dict(special)}
+
+
 def _ids(body: TokenizeRequest, lease: Lease, served: Services) -> list[int]:
     tokenizer = lease.model.tokenizer
     if body.messages is None:
         if body.prompt is None:
             raise ApiError(400, "there is neither prompt nor messages; expected one of them")
+        if body.prompt in tokenizer.special:  # how harnesses ask for the id of a name
+            return [tokenizer.special[body.prompt]]
         return tokenizer.encode(body.prompt)
     tools = [
         FunctionTool(t.function.name, t.function.description or "", t.function.parameters)
