@@ -200,3 +200,23 @@ def test_bench_passes_its_options_on(aperto, tiny, monkeypatch):
     assert not asked["confirm"]("Write 12.1 GB?"), "nobody is there to agree"
     aperto(*arguments, "--yes")
     assert asked["confirm"]("Write 12.1 GB?")
+
+
+def test_merge_and_what_info_tells_of_it(aperto, model, tmp_path):
+    from tests.formats.test_adapter import ATTENTION, BOTH, made
+
+    from aperto.formats.adapter import write_adapter
+
+    config = open_checkpoint(model).config
+    write_adapter(tmp_path / "words", made(config, ATTENTION + BOTH), config)
+    told = aperto("info", str(tmp_path / "words")).stdout
+    assert "rank        3, scaling 2" in told and "vetted      no" in told
+    result = aperto("merge", str(model), str(tmp_path / "words"), "--out", str(tmp_path / "m"))
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("rounding is") == 6 and "vetted: no" in result.stdout
+    for path, layout in ((tmp_path / "m", "gguf"), (tmp_path / "again.gguf", "hf")):
+        told = aperto("info", str(path)).stdout
+        assert f"merged words into {model}" in told and told.count("made from") == 2
+        out = tmp_path / ("again.gguf" if layout == "gguf" else "back")
+        assert aperto("convert", str(path), str(out), "--layout", layout).exit_code == 0
+    assert open_checkpoint(tmp_path / "back").lineage == open_checkpoint(tmp_path / "m").lineage

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +15,9 @@ from aperto.cli.app import settings_of
 from aperto.cli.options import LogLevelOption
 from aperto.cli.progress import byte_progress
 from aperto.errors import UsageError
+
+if TYPE_CHECKING:
+    from aperto.formats.checkpoint import TensorSource, TokenizerSource
 
 
 class LayoutChoice(StrEnum):
@@ -56,29 +61,22 @@ def convert(
     Experts that are not MXFP4 become it, and the error of each tensor is printed.
     """
     settings_of(ctx, log_level)
-    if (layout is LayoutChoice.GGUF) != (destination.suffix == ".gguf"):
-        wanted = "a file that ends in .gguf" if layout is LayoutChoice.GGUF else "a folder"
-        raise UsageError(f"destination is {destination}; layout {layout.value} is {wanted}")
+    check_destination(destination, layout)
     from aperto.formats import DType, open_checkpoint
     from aperto.formats.hub import resolve_model
     from aperto.formats.requantize import QuantizedExperts, quantize_experts
     from aperto.formats.write import write_checkpoint
-    from aperto.tokenizer import write_bundled
 
     model = quantize_experts(open_checkpoint(resolve_model(source)))
     with (
-        tempfile.TemporaryDirectory() as folder,
+        vocabulary_for(model, layout) as vocabulary,
         byte_progress(f"writing {destination.name}") as progress,
     ):
-        # The original layout has no vocabulary of its own, the other two must carry one.
-        bundled = model.tokenizer_source().kind == "bundled" and layout.value != "openai"
         write_checkpoint(
             model,
             destination,
             layout.value,
-            tokenizer_from=write_bundled(Path(folder), model.config.vocab_size)
-            if bundled
-            else None,
+            tokenizer_from=vocabulary,
             dense=DType(dense.value) if dense else None,
             progress=progress,
         )
@@ -86,3 +84,22 @@ def convert(
         for name, error in model.errors.items():
             typer.echo(f"{name}: quantised to MXFP4, {error}")
     typer.echo(f"wrote {destination}")
+
+
+def check_destination(path: Path, layout: LayoutChoice) -> None:
+    """Raise UsageError where the name of a model does not fit its layout."""
+    if (layout is LayoutChoice.GGUF) != (path.suffix == ".gguf"):
+        wanted = "a file that ends in .gguf" if layout is LayoutChoice.GGUF else "a folder"
+        raise UsageError(f"destination is {path}; layout {layout.value} is {wanted}")
+
+
+@contextlib.contextmanager
+def vocabulary_for(model: TensorSource, layout: LayoutChoice) -> Iterator[TokenizerSource | None]:
+    """The bundled vocabulary as a file, where a layout must carry one and the model has none."""
+    from aperto.tokenizer import write_bundled
+
+    if layout is LayoutChoice.OPENAI or model.tokenizer_source().kind != "bundled":
+        yield None
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield write_bundled(Path(folder), model.config.vocab_size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -45,6 +46,11 @@ def info(
     Shows the architecture, the tensors, and a memory plan for a context on this machine.
     """
     settings = settings_of(ctx, log_level)
+    from aperto.formats.adapter import is_adapter
+
+    if model is not None and is_adapter(Path(model)):
+        typer.echo(_adapter_as(Path(model), as_json=as_json))
+        return
     from aperto import machine
     from aperto.formats import open_checkpoint
     from aperto.formats.hub import resolve_model
@@ -69,6 +75,30 @@ def info(
         typer.echo(_as_text(checkpoint, plan))
 
 
+def _adapter_as(path: Path, *, as_json: bool) -> str:
+    """What an adapter's folder holds, as JSON or as a table."""
+    from aperto.formats.adapter import summarize
+    from aperto.formats.lineage import NOT_VETTED, read_lineage
+    from aperto.measure.plan import readable_bytes
+
+    found, lineage = summarize(path), read_lineage(path)
+    if as_json:
+        made = dataclasses.asdict(lineage) if lineage else None
+        return json.dumps(
+            {"path": str(path), **dataclasses.asdict(found), "lineage": made}, indent=2
+        )
+    return columns(
+        [
+            ["adapter", str(path)],
+            ["trained on", found.base],
+            ["rank", f"{found.rank}, scaling {found.scaling:g}"],
+            *(["changes", f"{number} x {kind}"] for kind, number in found.modules.items()),
+            ["parameters", f"{_count(found.num_parameters)}, {readable_bytes(found.nbytes)}"],
+            *(list(line) for line in (lineage.lines() if lineage else [("vetted", NOT_VETTED)])),
+        ]
+    )
+
+
 def _stored_bytes(checkpoint: Checkpoint) -> dict[str, dict[str, int]]:
     """Bytes and dtypes by kind of tensor."""
     from aperto.measure.plan import bytes_by_kind
@@ -86,6 +116,7 @@ def _as_dict(checkpoint: Checkpoint, plan: MemoryPlan) -> dict[str, Any]:
         "path": str(checkpoint.path),
         "layout": checkpoint.layout,
         "notes": list(checkpoint.notes),
+        "lineage": dataclasses.asdict(checkpoint.lineage) if checkpoint.lineage else None,
         "config": dataclasses.asdict(checkpoint.config),
         "bytes_by_kind": stored["kinds"],
         "tensors_by_dtype": stored["dtypes"],
@@ -148,7 +179,12 @@ def _architecture(checkpoint: Checkpoint) -> list[list[str]]:
             f"{config.rope.original_context})",
         ],
         *(["note", note] for note in checkpoint.notes),
+        *([label, text] for label, text in _lineage(checkpoint)),
     ]
+
+
+def _lineage(checkpoint: Checkpoint) -> list[tuple[str, str]]:
+    return checkpoint.lineage.lines() if checkpoint.lineage else []
 
 
 def _count(number: int) -> str:

@@ -16,6 +16,7 @@ from aperto.cli import (
     config,
     convert,
     info,
+    merge,
     models,
     pull,
     report,
@@ -63,7 +64,7 @@ def program(
     invocation_of(ctx).log_level = log_level and log_level.value
 
 
-for module in (chat, serve, models, pull, info, check, convert, bench, report):
+for module in (chat, serve, models, pull, info, check, convert, merge, bench, report):
     module.add_to(app)
 app.add_typer(cache.app, name="cache", cls=AppGroup)
 app.add_typer(config.app, name="config", cls=AppGroup)

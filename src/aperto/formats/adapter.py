@@ -11,6 +11,7 @@ import json
 import math
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -132,12 +133,51 @@ def _full_fault(name: str, array: Float32, shapes: Mapping[str, tuple[int, ...]]
     return None if np.isfinite(array).all() else f"{name}: it holds NaN or infinity"
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Summary:
+    """What an adapter's files say without its base model."""
+
+    base: str
+    """The model it was trained on, as it was named then."""
+    rank: int
+    """Inner width of the changes."""
+    scaling: float
+    """The factor of every change."""
+    modules: Mapping[str, int]
+    """Kind of module or parameter -> how many of them are changed."""
+    num_parameters: int
+    """Stored numbers."""
+    nbytes: int
+    """Size of the weights file."""
+
+
 # --- reading -------------------------------------------------------------------------------------
 
 
 def is_adapter(path: Path) -> bool:
     """Whether a folder is an adapter's."""
     return (path / CONFIG).is_file()
+
+
+def summarize(path: Path) -> Summary:
+    """Describe an adapter's folder. Raises as `read_adapter`, but for what only the base tells."""
+    settings = jsonfile.read_object(path / CONFIG)
+    rank, alpha = _checked_settings(settings, path)
+    file = safetensors.SafetensorsFile(path / WEIGHTS)
+    kinds = Counter(
+        re.sub(r"\d+", "*", key.removeprefix(_PREFIX).removesuffix(".lora_B.weight"))
+        for key in file.entries
+        if not key.endswith(".lora_A.weight")
+    )
+    divisor = math.sqrt(rank) if settings.get("use_rslora") is True else rank
+    return Summary(
+        str(settings.get("base_model_name_or_path") or "not said"),
+        rank,
+        alpha / divisor,
+        dict(sorted(kinds.items())),
+        sum(math.prod(entry.shape) for entry in file.entries.values()),
+        file.path.stat().st_size,
+    )
 
 
 def read_adapter(path: str | Path, config: ModelConfig) -> Adapter:

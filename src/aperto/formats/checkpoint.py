@@ -13,6 +13,7 @@ import numpy as np
 from aperto.config import ModelConfig
 from aperto.errors import TensorError
 from aperto.formats import mxfp4
+from aperto.formats.lineage import Lineage
 from aperto.formats.names import tensor_shapes
 from aperto.formats.tensor import DType, Tensor, TensorInfo, num_bytes
 
@@ -89,6 +90,7 @@ class Checkpoint:
         notes: tuple[str, ...] = (),
         generation_config: Mapping[str, Any] | None = None,
         tokenizer: Callable[[], TokenizerSource] | None = None,
+        lineage: Lineage | None = None,
     ) -> None:
         self.path = path
         """The folder or file that was opened."""
@@ -102,6 +104,8 @@ class Checkpoint:
         """What a user should know: losses, ignored tensors, assumptions."""
         self.generation_config: Mapping[str, Any] = dict(generation_config or {})
         """Generation defaults as the checkpoint states them."""
+        self.lineage = lineage
+        """How it was made, for a model derived from others."""
         self._shapes = tensor_shapes(config)
         self._stored = stored
         self._tokenizer = tokenizer

@@ -22,6 +22,7 @@ from aperto.formats.checkpoint import (
 )
 from aperto.formats.gguf import GgufFile, GgufTensor, StringArray, dequantize
 from aperto.formats.jsonfile import Fields
+from aperto.formats.lineage import GGUF_KEY, parse_lineage
 from aperto.formats.names import Names, all_names, is_gate_up, tensor_shapes
 from aperto.formats.tensor import PLAIN_TYPES, DType, Tensor
 
@@ -56,6 +57,7 @@ def open_gguf(path: Path) -> Checkpoint:
         if config.eos_token_ids
         else {},
         tokenizer=lambda: _tokenizer(metadata, path),
+        lineage=parse_lineage(metadata.get(GGUF_KEY), str(path)),
     )
 
 

@@ -19,6 +19,7 @@ from aperto.formats.checkpoint import (
     shape_error,
 )
 from aperto.formats.jsonfile import read_object
+from aperto.formats.lineage import read_lineage
 from aperto.formats.names import all_names, is_expert_weight, tensor_shapes
 from aperto.formats.safetensors import SafetensorsFile
 from aperto.formats.tensor import BLOCK, DType, Tensor
@@ -97,6 +98,7 @@ def open_hf(folder: Path) -> Checkpoint:
         notes=notes,
         generation_config=generation_config,
         tokenizer=lambda: folder_tokenizer(folder),
+        lineage=read_lineage(folder),
     )
 
 

@@ -10,6 +10,7 @@ from aperto.formats import jsonconfig
 from aperto.formats.checkpoint import Checkpoint, Stored
 from aperto.formats.hf import Shards, folder_tokenizer, mxfp4_pair, plain
 from aperto.formats.jsonfile import read_object
+from aperto.formats.lineage import read_lineage
 from aperto.formats.names import all_names, is_expert_weight, tensor_shapes
 from aperto.formats.safetensors import SafetensorsFile
 from aperto.formats.tensor import DType, Tensor
@@ -38,6 +39,7 @@ def open_openai(folder: Path) -> Checkpoint:
         notes=notes,
         generation_config=generation_config,
         tokenizer=lambda: folder_tokenizer(folder),
+        lineage=read_lineage(folder),
     )
 
 

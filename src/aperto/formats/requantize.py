@@ -16,6 +16,7 @@ from aperto.config import ModelConfig
 from aperto.errors import TensorError
 from aperto.formats import mxfp4
 from aperto.formats.checkpoint import TensorSource, TokenizerSource
+from aperto.formats.lineage import Lineage
 from aperto.formats.mxfp4 import QuantizationError
 from aperto.formats.names import is_expert_weight
 from aperto.formats.tensor import BLOCK, DType, Tensor, TensorInfo, num_bytes
@@ -52,6 +53,11 @@ class QuantizedExperts:
             return own
         worst = max(self.errors.values(), key=lambda error: error.relative_rms)
         return (*own, f"{len(self.errors)} expert tensors quantised to MXFP4; worst: {worst}")
+
+    @property
+    def lineage(self) -> Lineage | None:
+        """Lineage of the source."""
+        return getattr(self.source, "lineage", None)
 
     def names(self) -> tuple[str, ...]:
         """Canonical names of the source."""

@@ -28,6 +28,8 @@ from aperto.formats.disk import require_free, sync_file
 from aperto.formats.ggufmeta import gguf_metadata
 from aperto.formats.ggufmodel import to_gguf_nibbles
 from aperto.formats.hf import INDEX, SINGLE
+from aperto.formats.lineage import FILE as LINEAGE
+from aperto.formats.lineage import GGUF_KEY, Lineage
 from aperto.formats.names import Names, all_names, is_expert_weight, is_gate_up, is_matrix
 from aperto.formats.openai import is_qkv
 from aperto.formats.q8 import encode_q8_0
@@ -38,6 +40,8 @@ _CARRIED = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
+    "LICENSE",
+    "NOTICE",
 )
 _CHUNK_ELEMENTS = 1 << 20  # converted at a time, in whole rows: under 32 MiB of temporaries
 _EXAMINED_ELEMENTS = 1 << 20  # float32 tensors up to this size are stored as BF16 if that is exact
@@ -68,6 +72,7 @@ def write_checkpoint(
     *,
     tokenizer_from: TokenizerSource | None = None,
     dense: DType | None = None,
+    lineage: Lineage | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     progress: Progress | None = None,
 ) -> None:
@@ -76,7 +81,7 @@ def write_checkpoint(
     Types are kept unless the layout has no room for them: Q8_0 becomes float32 in safetensors, and
     small tensors become float32 in GGUF, both exactly. `dense` converts embedding, head and
     attention matrices: BF16, F16 or F32, and Q8_0 for GGUF. `tokenizer_from` replaces the source's
-    vocabulary.
+    vocabulary. `lineage` says how it was made; by default it is the source's own.
     Nothing appears under `path` until all of it is written.
     Raises UsageError if `path` exists or the request makes no sense, UnsupportedError for plain
     experts in the original layout (quantise them first), DiskSpaceError before anything is written.
@@ -91,6 +96,7 @@ def write_checkpoint(
             f"dense matrices cannot be {dense} in layout {layout}; expected BF16, F16 or F32"
         )
     tokenizer = tokenizer_from or source.tokenizer_source()
+    lineage = lineage or getattr(source, "lineage", None)
     source = _Latest(source)
     pieces = _plan(source, layout, dense)
     total = sum(piece.nbytes for piece in pieces)
@@ -98,9 +104,9 @@ def write_checkpoint(
     path.parent.mkdir(parents=True, exist_ok=True)
     report = _Counter(total, progress)
     if layout == "gguf":
-        _write_gguf(source, path, pieces, tokenizer, report)
+        _write_gguf(source, path, pieces, tokenizer, lineage, report)
     else:
-        _write_folder(source, path, layout, pieces, tokenizer, max_shard_bytes, report)
+        _write_folder(source, path, layout, pieces, tokenizer, lineage, max_shard_bytes, report)
 
 
 class _Latest:
@@ -344,9 +350,12 @@ def _write_gguf(
     path: Path,
     pieces: list[_Piece],
     tokenizer: TokenizerSource,
+    lineage: Lineage | None,
     report: _Counter,
 ) -> None:
     metadata = gguf_metadata(source, tokenizer, {piece.kind for piece in pieces}, path.stem)
+    if lineage is not None:
+        metadata[GGUF_KEY] = lineage.to_json()
     table = {piece.name: (gguf.TYPE_IDS[DType(piece.kind)], piece.shape) for piece in pieces}
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
     partial = Path(name)
@@ -371,6 +380,7 @@ def _write_folder(
     layout: Layout,
     pieces: list[_Piece],
     tokenizer: TokenizerSource,
+    lineage: Lineage | None,
     max_shard_bytes: int,
     report: _Counter,
 ) -> None:
@@ -384,6 +394,8 @@ def _write_folder(
             _write_index(partial / INDEX, names, shards)
         _write_json_files(source, partial, layout)
         _write_tokenizer(source, partial, tokenizer)
+        if lineage is not None:
+            (partial / LINEAGE).write_text(lineage.to_json(), encoding="utf-8")
         for name in names:
             sync_file(partial / name)
         partial.chmod(0o755)
