@@ -152,7 +152,8 @@ def _sample_row(logits: np.ndarray, row: SampleRow) -> SampleResult:
 
 
 def _draw(scores: np.ndarray, row: SampleRow) -> int:
-    weights = np.exp((scores - scores.max()) / row.temperature)
+    with np.errstate(over="ignore"):  # a tiny temperature leaves the best alone
+        weights = np.exp((scores - scores.max()) / row.temperature)
     order = np.argsort(-weights, kind="stable")
     if row.top_k:
         order = order[: row.top_k]
