@@ -26,6 +26,10 @@ from aperto.errors import UsageError
 from aperto.moderation import default_policy
 
 PATH = "/v1/moderations"
+BREAD = (
+    'name = "bakery"\nintroduction = "Check."\n'
+    '[[categories]]\nname = "bread"\nviolates = "Recipes."\nallowed = "Talk."\n'
+)
 
 
 def says(*names: str) -> str:
@@ -61,10 +65,7 @@ def test_every_input_has_its_result(tmp_path: Path):
 
 def test_a_company_brings_its_own_policy(tmp_path: Path):
     file = tmp_path / "policy.toml"
-    file.write_text(
-        'name = "bakery"\nintroduction = "Check."\n'
-        '[[categories]]\nname = "bread"\nviolates = "Recipes."\nallowed = "Talk."\n'
-    )
+    file.write_text(BREAD)
     found = post(says("bread"), tmp_path, {"input": "x"}, moderation_policy=file).json()
     assert found["policy"] == "bakery"
     assert found["results"][0]["categories"] == {"bread": True}
@@ -93,30 +94,76 @@ def test_what_may_be_asked(tmp_path: Path, body: dict[str, Any], status: int):
     assert post(says(), tmp_path, body).status_code == status
 
 
+MODERATION = {"model": "omni-moderation-latest"}
+
+
 def chat(text: str, folder: Path, **fields: Any) -> httpx.Response:
-    return post(text, folder, {"messages": USER, "moderation": True, **fields}, CHAT)
+    body = {"messages": USER, "moderation": MODERATION, **fields}
+    return post(text, folder, body, CHAT)
 
 
 def test_a_chat_answer_brings_its_verdicts(tmp_path: Path):
-    body = chat(says("hate"), tmp_path, n=2).json()
-    block = body["moderation"]
-    assert block["model"] == "scripted" and block["policy"] == "default"
-    assert block["input"]["categories"]["hate"] and len(block["output"]) == 2
+    response = chat(says("hate"), tmp_path, n=2)
+    found = openai.types.chat.ChatCompletion.model_validate(response.json()).moderation
+    assert found is not None and found.input.type == found.output.type == "moderation_results"
+    assert found.input.results[0].categories["hate"] and len(found.output.results) == 2
 
 
 def test_a_stream_ends_with_its_verdicts(tmp_path: Path):
     response = chat(says(), tmp_path, stream=True, stream_options={"include_usage": True})
     chunks = chunks_of(response)
-    assert chunks[-2]["choices"] == [] and not chunks[-2]["moderation"]["input"]["flagged"]
+    read = openai.types.chat.ChatCompletionChunk.model_validate(chunks[-2])
+    assert read.choices == [] and read.moderation is not None
+    assert not read.moderation.input.results[0].flagged
     assert chunks[-1]["usage"]
 
 
+def test_a_response_brings_its_verdicts(tmp_path: Path):
+    body = {"input": "Hello", "moderation": MODERATION}
+    response = post(says("hate"), tmp_path, body, "/v1/responses")
+    found = openai.types.responses.Response.model_validate(response.json()).moderation
+    assert found is not None and found.input.type == "moderation_result"
+    assert found.input.flagged and found.output.flagged
+
+
+def test_a_streamed_response_ends_with_its_verdicts(tmp_path: Path):
+    body = {"input": "Hello", "moderation": MODERATION, "stream": True}
+    response = post(says("hate"), tmp_path, body, "/v1/responses")
+    events = [
+        json.loads(line[6:]) for line in response.text.splitlines() if line.startswith("data: {")
+    ]
+    (end,) = [event for event in events if event["type"] == "response.completed"]
+    assert end["response"]["moderation"]["output"]["categories"]["hate"]
+
+
 def test_a_verdict_that_cannot_be_read_is_no_pass(tmp_path: Path):
-    assert chat(ANSWER, tmp_path).status_code == 500
+    file = tmp_path / "policy.toml"
+    file.write_text(BREAD)
+    judge = f"{FINAL}It is fine.<|return|>"
+    with_rules = post(judge, tmp_path, {"input": "x"}, moderation_policy=file)
+    assert with_rules.status_code == 500
+    body = chat(judge, tmp_path).json()["moderation"]
+    for side in ("input", "output"):
+        (verdict,) = body[side]["results"]
+        assert verdict["type"] == "error" and "flagged" not in verdict
+
+
+@pytest.mark.parametrize(
+    ("asked", "status"),
+    [
+        ({"model": "other"}, 404),
+        ({"model": "scripted", "policy": {"input": {"mode": "block"}}}, 400),
+        ({"model": "scripted", "policy": {"output": {"mode": "score"}}}, 200),
+    ],
+)
+def test_what_is_not_served_is_refused_before_the_answer(tmp_path: Path, asked, status: int):
+    assert chat(says(), tmp_path, moderation=asked).status_code == status
+    body = {"input": "Hello", "moderation": asked}
+    assert post(says(), tmp_path, body, "/v1/responses").status_code == status
 
 
 def test_moderation_without_a_judge_is_refused_before_the_answer(tmp_path: Path):
-    response = ask(ANSWER, tmp_path, {"messages": USER, "moderation": True})
+    response = ask(ANSWER, tmp_path, {"messages": USER, "moderation": MODERATION})
     assert response.status_code == 404 and "--moderation-model" in response.text
 
 

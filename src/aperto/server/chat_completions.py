@@ -17,7 +17,6 @@ from aperto.server.answers import Answers
 from aperto.server.chat_request import ChatPlan, plan_chat
 from aperto.server.choices import ChoiceReader, Piece, usage_of
 from aperto.server.errors import ERROR_RESPONSES, as_api_error
-from aperto.server.moderations import judge_of, moderation_block
 from aperto.server.pool import Lease
 from aperto.server.services import Services, services
 from aperto.server.sse import (
@@ -46,8 +45,6 @@ async def create_chat_completion(
 
 async def _respond(body: ChatRequest, served: Services) -> Response:
     plan = await asyncio.to_thread(plan_chat, body, served)
-    if plan.moderated:
-        judge_of(None, served)  # says now, and not after the answer, that there is no judge
     answers = await Answers.open(served, body.model, lambda lease: _start(lease, plan))
     writer = _Writer(plan, answers, served)
     if body.stream:
@@ -67,7 +64,6 @@ class _Writer:
     def __init__(self, plan: ChatPlan, answers: Answers, served: Services) -> None:
         self._plan = plan
         self._answers = answers
-        self._served = served
         self._id = f"chatcmpl-{secrets.token_hex(12)}"
         self._created = int(time.time())
         self._choices = [self._reader(served) for _ in range(plan.num_choices)]
@@ -104,7 +100,7 @@ class _Writer:
                         yield None, self._chunk(index, piece)
                     if choice.done is event:
                         yield None, self._last_chunk(index)
-                if self._plan.moderated:
+                if self._plan.judge is not None:
                     yield None, self._body(_CHUNK, []) | await self._moderation()
                 if self._plan.include_usage:
                     yield None, self._body(_CHUNK, []) | {"usage": self._usage()}
@@ -156,10 +152,18 @@ class _Writer:
         }
 
     async def _moderation(self) -> dict[str, Any]:
-        if not self._plan.moderated:
+        judge = self._plan.judge
+        if judge is None:
             return {}
         texts = ["".join(choice.content) for choice in self._choices]
-        return {"moderation": await moderation_block(self._plan.conversation, texts, self._served)}
+        said, *answered = await judge.verdicts(self._plan.conversation, texts)
+        both = {"input": [said], "output": answered}
+        return {
+            "moderation": {
+                side: {"type": "moderation_results", "model": judge.name, "results": results}
+                for side, results in both.items()
+            }
+        }
 
     def _usage(self) -> dict[str, Any]:
         return usage_of([choice.done for choice in self._choices if choice.done is not None])

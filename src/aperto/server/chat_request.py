@@ -20,6 +20,7 @@ from aperto.server.convert import (
     unknown_fields,
 )
 from aperto.server.errors import ApiError
+from aperto.server.moderations import Judge, asked_judge
 from aperto.server.pool import Lease
 from aperto.server.services import Services
 from aperto.server.wire_chat import ChatRequest, FunctionSpec
@@ -54,8 +55,8 @@ class ChatPlan:
     """Whether a stream ends with the usage."""
     warnings: list[str]
     """What is not done as asked, one line each."""
-    moderated: bool = False
-    """Whether input and answers are judged."""
+    judge: Judge | None = None
+    """Judges input and answers, where asked for."""
 
     def choice(self, index: int) -> ChatOptions:
         """Options of one choice: with a seed, those after the first take the seeds that follow."""
@@ -128,7 +129,7 @@ def plan_chat(body: ChatRequest, served: Services) -> ChatPlan:
         show_reasoning=_shows_reasoning(body),
         include_usage=bool(stream_options and stream_options.include_usage),
         warnings=warnings,
-        moderated=bool(body.moderation),
+        judge=asked_judge(body.moderation, served),
     )
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
-from pydantic import BaseModel
 from starlette.responses import Response
 
+from aperto.errors import EngineError
 from aperto.harmony import Conversation, Effort, Role, TurnRules
 from aperto.harmony.rules import JsonSchema
 from aperto.local_model import LocalModel
@@ -17,7 +18,13 @@ from aperto.moderation import Moderation, Policy, moderate, verdict_schema
 from aperto.server.errors import ERROR_RESPONSES, ApiError
 from aperto.server.services import Services, services
 from aperto.server.sse import CLIENT_CLOSED, JsonResponse, while_connected
-from aperto.server.wire_chat import ModerationResult, Wire
+from aperto.server.wire_moderation import (
+    ModerationConfig,
+    ModerationInput,
+    ModerationRequest,
+    Moderations,
+    Verdict,
+)
 from aperto.server.wire_responses import new_id
 
 MAX_TOKENS = 2048
@@ -25,31 +32,6 @@ MAX_TOKENS = 2048
 _OPENAI_NAMES = ("omni-moderation", "text-moderation")
 
 router = APIRouter(tags=["moderations"], responses=ERROR_RESPONSES)
-
-
-class ModerationInput(Wire):
-    """One part of the input; only text can be judged."""
-
-    type: str
-    text: str | None = None
-
-
-class ModerationRequest(Wire):
-    """Body of `POST /v1/moderations`."""
-
-    input: str | list[str] | list[ModerationInput]
-    model: str | None = None
-
-
-class Moderations(BaseModel):
-    """Answer of `POST /v1/moderations`, one result for each input."""
-
-    id: str
-    model: str
-    results: list[ModerationResult]
-    policy: str
-    """Name of the policy."""
-    policy_sha256: str
 
 
 @router.post("/v1/moderations", response_model=Moderations)
@@ -63,34 +45,68 @@ async def create_moderation(
 
 async def _moderations(body: ModerationRequest, served: Services) -> Response:
     texts = _texts(body, served.settings.max_choices)
-    name, policy = judge_of(body.model, served)
-    results = await judge_all(texts, name, policy, served)
-    return JsonResponse({"id": new_id("modr"), "results": results, **_of(name, policy)})
+    judge = judge_of(body.model, served)
+    judged = await judge.all_of(texts)
+    for one in judged:
+        if isinstance(one, EngineError):
+            raise one
+    content = {
+        "id": new_id("modr"),
+        "model": judge.name,
+        "results": [_result(one) for one in judged if isinstance(one, Moderation)],
+        "policy": judge.policy.name,
+        "policy_sha256": judge.policy.sha256,
+    }
+    return JsonResponse(content)
 
 
-async def moderation_block(
-    conversation: Conversation, outputs: Sequence[str], served: Services
-) -> dict[str, Any]:
-    """Verdicts on what the user said last and on each answer to it."""
-    name, policy = judge_of(None, served)
-    said = next((m.text for m in reversed(conversation.messages) if m.role is Role.USER), "")
-    results = await judge_all([said, *outputs], name, policy, served)
-    return {**_of(name, policy), "input": results[0], "output": results[1:]}
+@dataclasses.dataclass(frozen=True, slots=True)
+class Judge:
+    """The server's judge and what it judges by."""
+
+    name: str
+    policy: Policy
+    served: Services
+
+    async def all_of(self, texts: Sequence[str]) -> list[Moderation | EngineError]:
+        """A verdict on each text, in order; an error where there is none."""
+        async with self.served.pool.lease(self.name) as lease:
+            return await asyncio.gather(
+                *(asyncio.to_thread(_judged, text, lease.model, self.policy) for text in texts)
+            )
+
+    async def verdicts(self, conversation: Conversation, outputs: Sequence[str]) -> list[Verdict]:
+        """Verdicts on what the user said last, and then on each answer to it."""
+        users = (m.text for m in reversed(conversation.messages) if m.role is Role.USER)
+        return [self._verdict(one) for one in await self.all_of([next(users, ""), *outputs])]
+
+    def _verdict(self, one: Moderation | EngineError) -> Verdict:
+        if isinstance(one, EngineError):
+            return {"type": "error", "code": "unreadable_verdict", "message": str(one)}
+        return {"type": "moderation_result", "model": self.name, **_result(one)}
 
 
-async def judge_all(
-    texts: Sequence[str], name: str, policy: Policy, served: Services
-) -> list[dict[str, Any]]:
-    """Verdicts in OpenAI's shape, in order."""
-    async with served.pool.lease(name) as lease:
-        judged = await asyncio.gather(
-            *(asyncio.to_thread(_judged, text, lease.model, policy) for text in texts)
-        )
-    return [_result(one) for one in judged]
+def asked_judge(config: ModerationConfig | None, served: Services) -> Judge | None:
+    """The judge that a request's `moderation` asks for; None where it asks for none.
+
+    Raises ApiError where there is no such judge (404), or a verdict should block (400).
+    """
+    if config is None:
+        return None
+    modes = config.policy
+    for side in (modes.input, modes.output) if modes else ():
+        if side is not None and side.mode != "score":
+            raise ApiError(
+                400,
+                f"moderation mode {side.mode!r} is not served; expected 'score', which tells the "
+                "verdict and leaves the decision to the client",
+                param="moderation",
+            )
+    return judge_of(config.model, served)
 
 
-def judge_of(model: str | None, served: Services) -> tuple[str, Policy]:
-    """Name of the judge and its policy. Raises ApiError (404) where there is no such judge."""
+def judge_of(model: str | None, served: Services) -> Judge:
+    """The judge of a name; names of OpenAI's and none mean the server's. Raises ApiError (404)."""
     name, policy = served.judge, served.policy
     if name is None or policy is None:
         raise ApiError(
@@ -106,11 +122,7 @@ def judge_of(model: str | None, served: Services) -> tuple[str, Policy]:
             code="model_not_found",
             param="model",
         )
-    return name, policy
-
-
-def _of(name: str, policy: Policy) -> dict[str, str]:
-    return {"model": name, "policy": policy.name, "policy_sha256": policy.sha256}
+    return Judge(name, policy, served)
 
 
 def _texts(body: ModerationRequest, limit: int) -> list[str]:
@@ -128,7 +140,7 @@ def _text_of(part: ModerationInput) -> str:
     return part.text
 
 
-def _judged(text: str, model: LocalModel, policy: Policy) -> Moderation:
+def _judged(text: str, model: LocalModel, policy: Policy) -> Moderation | EngineError:
     seeds = iter(range(1 << 30))
 
     def judge(told: str, content: str) -> str:
@@ -141,7 +153,10 @@ def _judged(text: str, model: LocalModel, policy: Policy) -> Moderation:
         )
         return answer.text
 
-    return moderate(text, judge, policy)
+    try:
+        return moderate(text, judge, policy)
+    except EngineError as error:
+        return error
 
 
 def _result(one: Moderation) -> dict[str, Any]:

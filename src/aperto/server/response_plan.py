@@ -14,6 +14,7 @@ from aperto.chat import ChatOptions
 from aperto.harmony import Conversation, TurnRules
 from aperto.server.convert import answer_format_from, effort_from, sampling_from, stop_from
 from aperto.server.errors import ApiError
+from aperto.server.moderations import Judge, asked_judge
 from aperto.server.pool import Lease
 from aperto.server.response_input import InputReader, own_items
 from aperto.server.response_tools import ToolTable
@@ -62,6 +63,8 @@ class Plan:
     """The response object before anything was generated."""
     is_reasoning_hidden: bool
     """Whether the text of the reasoning is kept from the client."""
+    judge: Judge | None = None
+    """Judges the input and what is answered, where asked for."""
 
     def fitted(self, lease: Lease, tools: Sequence[Tool] = ()) -> tuple[ChatOptions, str | None]:
         """The options with the server's tools, and max_tokens cut to what the context has room for.
@@ -103,6 +106,7 @@ async def make_plan(
     """
     _refuse(request)
     model, _ = served.pool.resolve(request.model)
+    judge = asked_judge(request.moderation, served)
     earlier = await _earlier(request.previous_response_id, served, memory or {})
     known = {str(item["id"]): item for item in earlier}
 
@@ -135,6 +139,7 @@ async def make_plan(
         options=options,
         body=body,
         is_reasoning_hidden=(request.reasoning or ReasoningConfig()).exclude,
+        judge=judge,
     )
 
 

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from aperto.chat import ChatEvent, Done, PrefillProgress, Warning
 from aperto.errors import ContextLengthError
+from aperto.harmony import FINAL, TextDelta
 from aperto.server.errors import ApiError, as_api_error
 from aperto.server.pool import Lease
 from aperto.server.response_events import ResponseWriter
@@ -56,6 +57,7 @@ class ResponseRun:
             is_served=lambda recipient: any(tool.accepts(recipient) for tool in self._tools),
         )
         self._tools: Sequence[Tool] = ()
+        self._said: list[str] = []
         self._source: AsyncIterator[_Submitted | ChatEvent | None] = with_heartbeats(
             self._chat(), served.settings.heartbeat_s * _PATIENCE
         )
@@ -147,6 +149,7 @@ class ResponseRun:
             return []
         if self._plan.request.generate is False:
             event = _warmed(event)
+        await self._moderate(event)
         events = [] if event is None else self.writer.feed(event)
         if isinstance(event, Done):
             self._served.metrics.count(self._plan.model, event)
@@ -154,6 +157,15 @@ class ResponseRun:
                 self._served.recall.remember(call_id, reasoning)
             await self._keep_end()
         return events
+
+    async def _moderate(self, event: ChatEvent | None) -> None:
+        """Put verdicts into the response before its end is told."""
+        if isinstance(event, TextDelta) and event.channel == FINAL:
+            self._said.append(event.text)
+        if isinstance(event, Done) and self._plan.judge is not None:
+            text = "".join(self._said)
+            said, answered = await self._plan.judge.verdicts(self._plan.conversation, [text])
+            self.body["moderation"] = {"input": said, "output": answered}
 
     def _note_model(self, submitted: _Submitted) -> None:
         if submitted.warning is not None:

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from aperto.server.wire_moderation import ModerationConfig, Verdict
+
 
 class Wire(BaseModel):
     """A request's object: unknown fields are kept, so that they can be reported."""
@@ -100,7 +102,7 @@ class ChatRequest(Wire):
     reasoning_effort: str | None = None
     reasoning: ReasoningOptions | None = None
     include_reasoning: bool | None = None
-    moderation: bool | None = None
+    moderation: ModerationConfig | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     functions: list[FunctionSpec] | None = None
     function_call: str | dict[str, Any] | None = None
@@ -180,25 +182,19 @@ class UsageBody(BaseModel):
     completion_tokens_details: CompletionTokens
 
 
-class ModerationResult(BaseModel):
-    """A judge's verdict on one text."""
+class ModerationVerdicts(BaseModel):
+    """Verdicts on one side of an answer."""
 
-    flagged: bool
-    categories: dict[str, bool]
-    category_scores: dict[str, float]
-    """1 where violated, else 0: the judge's word, not a probability."""
-    category_applied_input_types: dict[str, list[Literal["text"]]]
-    rationale: str
+    type: Literal["moderation_results"] = "moderation_results"
+    model: str
+    results: list[Verdict]
 
 
 class ModerationBlock(BaseModel):
     """Verdicts on what the user said last and on each choice, where `moderation` was asked for."""
 
-    model: str
-    policy: str
-    policy_sha256: str
-    input: ModerationResult
-    output: list[ModerationResult]
+    input: ModerationVerdicts
+    output: ModerationVerdicts
 
 
 class ChatCompletion(BaseModel):

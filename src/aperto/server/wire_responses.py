@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from aperto.server.wire_moderation import ModerationConfig
+
 Json = dict[str, Any]
 
 
@@ -58,6 +60,8 @@ class ResponsesRequest(_Lenient):
     """Not served: there are no conversation objects."""
     include: list[str] | None = None
     """reasoning.encrypted_content, message.output_text.logprobs."""
+    moderation: ModerationConfig | None = None
+    """Judges the input and what is answered."""
     tools: list[Json] | None = None
     """function, custom and namespace tools; others are skipped with a warning."""
     tool_choice: str | Json | None = None
