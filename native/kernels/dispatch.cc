@@ -11,6 +11,7 @@ const std::vector<const Kernels*>& available_kernels() {
   static const std::vector<const Kernels*> available = [] {
     std::vector<const Kernels*> list;
 #ifdef APERTO_X86
+    if (cpu_info().amx) list.push_back(&kAmxKernels);
     if (cpu_info().avx512_vnni) list.push_back(&kAvx512VnniKernels);
     if (cpu_info().avx512) list.push_back(&kAvx512Kernels);
     if (cpu_info().avx2) list.push_back(&kAvx2Kernels);

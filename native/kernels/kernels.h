@@ -131,6 +131,7 @@ extern const Kernels kReferenceKernels;
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
 extern const Kernels kAvx512VnniKernels;
+extern const Kernels kAmxKernels;
 #endif
 
 }  // namespace aperto

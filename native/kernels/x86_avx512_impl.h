@@ -220,6 +220,34 @@ inline void q8_panels(const uint8_t* weights, const uint8_t* scales, const Q8Pan
   }
 }
 
+#if APERTO_AMX
+#include "kernels/x86_amx_impl.h"
+
+// Fewer rows are quicker on vectors: turning a tile's codes into bytes costs as much as 9 rows.
+constexpr size_t kAmxRows = 18;
+
+void q8_mxfp4w_matmul(const uint8_t* tile, const Q8Panels& a, uint8_t* scratch, float* out,
+                      size_t out_stride) {
+  const size_t blocks = a.k / kBlock;
+  const uint8_t* scales = tile + blocks * kMxfp4BlockBytes;
+  if (a.num_rows < kAmxRows) {
+    q8_panels<Mxfp4Block>(tile, scales, a, out, out_stride);
+  } else {
+    unpack_signed(tile, blocks, scratch);
+    amx_panels<SignedMxfp4Block>(scratch, scales, a, out, out_stride);
+  }
+}
+
+void q8_q8w_matmul(const uint8_t* tile, const Q8Panels& a, uint8_t*, float* out,
+                   size_t out_stride) {
+  const uint8_t* scales = tile + a.k / kBlock * Q8Block::kBytes;
+  if (a.num_rows < kAmxRows) {
+    q8_panels<Q8Block>(tile, scales, a, out, out_stride);
+  } else {
+    amx_panels<OffsetQ8Block>(tile, scales, a, out, out_stride);
+  }
+}
+#else
 void q8_mxfp4w_matmul(const uint8_t* tile, const Q8Panels& a, uint8_t* scratch, float* out,
                       size_t out_stride) {
   const size_t blocks = a.k / kBlock;
@@ -236,6 +264,7 @@ void q8_q8w_matmul(const uint8_t* tile, const Q8Panels& a, uint8_t*, float* out,
                    size_t out_stride) {
   q8_panels<Q8Block>(tile, tile + a.k / kBlock * Q8Block::kBytes, a, out, out_stride);
 }
+#endif
 
 // Weights of one block as float vectors, one k each.
 struct Mxfp4FloatBlock {
