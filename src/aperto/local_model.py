@@ -14,6 +14,7 @@ from aperto.config import EngineConfig, Precision, load_settings
 from aperto.engine import Engine, SamplingParams, Timings, Usage
 from aperto.engine.load import load_model, prefix_owner
 from aperto.engine.memory import require_memory
+from aperto.engine.variants import read_changes
 from aperto.errors import ConfigError
 from aperto.formats import open_checkpoint
 from aperto.formats.hub import resolve_model
@@ -45,6 +46,7 @@ def load(
     config: EngineConfig | None = None,
     progress: Progress | None = None,
     confirm: Confirm | None = None,
+    adapters: Mapping[str, str | Path] | None = None,
 ) -> LocalModel:
     """Load a model and start its engine.
 
@@ -56,8 +58,10 @@ def load(
         config: the engine's other settings.
         progress: called with (bytes packed, bytes in all) while weights are packed.
         confirm: asked before the packed weights are written where disk space is short.
+        adapters: adapters' folders and intervention files by the names of the variants.
 
-    Raises ModelNotFoundError, CheckpointError, ConfigError, MemoryLimitError and DiskSpaceError.
+    Raises ModelNotFoundError, CheckpointError (AdapterError among them), ConfigError,
+    MemoryLimitError and DiskSpaceError.
     """
     settings = load_settings()
     config = config or EngineConfig()
@@ -66,6 +70,9 @@ def load(
     checkpoint = open_checkpoint(resolve_model(name))
     tokenizer = Tokenizer.from_checkpoint(checkpoint.tokenizer_source())
     require_memory(checkpoint, precision, config)
+    changes = {
+        name: read_changes(path, checkpoint.config) for name, path in (adapters or {}).items()
+    }
     model = load_model(
         checkpoint,
         precision=precision,
@@ -77,7 +84,14 @@ def load(
         confirm=confirm,
     )
     owner = prefix_owner(checkpoint, precision)
-    return LocalModel(str(name), Engine(model, config, owner=owner), tokenizer)
+    local = LocalModel(str(name), Engine(model, config, owner=owner), tokenizer)
+    try:
+        for variant, change in changes.items():
+            local.engine.add_variant(variant, change)
+    except BaseException:
+        local.close()
+        raise
+    return local
 
 
 class LocalModel:
@@ -89,6 +103,21 @@ class LocalModel:
         self.tokenizer = tokenizer
         self.conversations = Chat(engine, tokenizer)
         """What `chat` is built on, for those who want every option and event."""
+
+    def variant(self, name: str) -> LocalModel:
+        """The same model with an adapter or intervention of `load`; closing it does nothing.
+
+        Raises ConfigError for a name that is not loaded.
+        """
+        return LocalModel(f"{self.name}:{name}", self.engine.view(name), self.tokenizer)
+
+    def trace(self, prompt: str | Seq[int], points: Iterable[str]) -> dict[str, Any]:
+        """What passes named points of the forward pass while text or ids are computed.
+
+        Points and shapes: see `aperto.engine.hooks`. Raises ConfigError for unknown points.
+        """
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        return self.engine.trace(ids, points)
 
     @overload
     def chat(self, prompt: Prompt, *, stream: Literal[False] = False, **options: Any) -> Answer: ...

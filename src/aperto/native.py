@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -111,6 +111,14 @@ class Model:
         """Allocate a cache with this many pages for each window group; committed when written."""
         return self._core.new_cache(list(num_pages), self._kv_type)
 
+    def new_variant(self) -> _native.Variant:
+        """A variant of this model that changes nothing yet; keeps the model alive."""
+        return self._core.new_variant()
+
+    def new_taps(self, points: Iterable[str]) -> _native.Taps:
+        """What copies the named points of a forward pass: see `aperto.engine.hooks`."""
+        return _native.Taps(set(points))
+
     def forward(
         self,
         cache: Any,
@@ -119,12 +127,18 @@ class Model:
         seq_idx: NDArray[np.int32],
         page_tables: list[NDArray[np.int32]],
         output_rows: NDArray[np.int32],
+        variants: Sequence[Any] | None = None,
+        taps: Any = None,
     ) -> NDArray[np.float32]:
         """Write keys and values of n tokens and return the logits [m, vocab] of m of them.
 
         token_ids, positions, seq_idx: [n]; tokens of one sequence stand together in order of
         position. page_tables: one [num_seqs, max_pages] a window group. output_rows: [m].
+        variants: one of `new_variant` or None (the base) for each of num_seqs; None: all the base.
+        taps: of `new_taps`, where to copy what passes its points.
         Raises ValueError for numbers out of range.
         """
-        logits = self._core.forward(cache, token_ids, positions, seq_idx, page_tables, output_rows)
+        logits = self._core.forward(
+            cache, token_ids, positions, seq_idx, page_tables, output_rows, variants, taps
+        )
         return cast("NDArray[np.float32]", logits)

@@ -54,14 +54,15 @@ def random_ids(model: Model, count: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, model.config.vocab_size, count, dtype=np.int32)
 
 
-def whole(model: Model, ids: np.ndarray) -> np.ndarray:
+def whole(model: Model, ids: np.ndarray, variant: Any = None) -> np.ndarray:
     """Logits [n, vocab] of a text fed at once, alone, its pages in order."""
     pages = -(-len(ids) // PAGE_TOKENS)
     groups = len(model.window_groups)
     count = np.arange(len(ids), dtype=np.int32)
     table = np.arange(pages, dtype=np.int32)[None]
     cache = model.new_cache([pages] * groups)
-    return model.forward(cache, ids, count, np.zeros_like(count), [table] * groups, count)
+    rows = np.zeros_like(count)
+    return model.forward(cache, ids, count, rows, [table] * groups, count, variants=[variant])
 
 
 class Session:
@@ -83,6 +84,8 @@ class Session:
         self.tables = [np.full((len(texts), width), -1, np.int32) for _ in model.window_groups]
         self.done = [0] * len(texts)
         self.logits: list[list[np.ndarray]] = [[] for _ in texts]
+        self.variants: list[Any] | None = None
+        """A variant or None for each sequence."""
 
     def step(self, runs: list[Run]) -> None:
         """Feed the next tokens of some sequences in one batch and keep their logits."""
@@ -101,6 +104,7 @@ class Session:
             np.concatenate(rows),
             self.tables,
             np.arange(total, dtype=np.int32),
+            variants=self.variants and [self.variants[i] for i in np.argsort(self.row)],
         )
         for sequence, count in runs:
             self.logits[sequence].append(out[:count])

@@ -66,6 +66,8 @@ class CoreModel(CacheModel, Protocol):
         seq_idx: Int32Array,  # [n], rows of the page tables
         page_tables: list[Int32Array],  # one [num_seqs, max_pages] a window group
         output_rows: Int32Array,  # [m], indices into the n tokens
+        *,
+        variants: Sequence[Any] | None = ...,  # one a row of the page tables, None: the base
     ) -> Float32Array:
         """Write keys and values of n tokens and return the logits [m, vocab] of m of them.
 

@@ -7,9 +7,12 @@ prompt was cut into chunks, or on what was cached.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import threading
 import weakref
+from collections.abc import Iterable
+from collections.abc import Sequence as Seq
 from types import TracebackType
 
 import numpy as np
@@ -17,9 +20,11 @@ from numpy.typing import NDArray
 
 from aperto.config import EngineConfig
 from aperto.engine.core import CacheModel, CoreModel, Sampler
+from aperto.engine.hooks import Arrays
 from aperto.engine.prefix_store import PrefixOwner
 from aperto.engine.sequence import Request, Sequence
 from aperto.engine.stream import TokenStream
+from aperto.engine.variants import Changes
 from aperto.engine.worker import EngineStats, Worker
 from aperto.errors import ConfigError, ContextLengthError
 
@@ -126,6 +131,41 @@ class Engine:
         # Through a method of self: a stream keeps its engine from being dropped, and so closed.
         return TokenStream(sequence.channel, functools.partial(self._cancel, sequence))
 
+    def add_variant(self, name: str, changes: Changes) -> None:
+        """Serve an adapter or interventions beside the model, while it answers.
+
+        One of that name is replaced; answers under way keep what they began with. Raises
+        AdapterError where it does not fit the model.
+        """
+        self._worker.add_variant(name, changes)
+
+    def remove_variant(self, name: str) -> None:
+        """Stop serving a variant; answers under way finish. Raises ConfigError if unknown."""
+        self._worker.remove_variant(name)
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """Names of the variants that are served."""
+        return self._worker.variants
+
+    def view(self, variant: str) -> Engine:
+        """This engine with a variant for all that is submitted there; closing it does nothing.
+
+        Raises ConfigError for a name that is not served.
+        """
+        if variant not in self.variants:
+            known = ", ".join(self.variants) or "none"
+            raise ConfigError(f"no variant {variant!r} is loaded; there are: {known}")
+        return _View(self, variant)
+
+    def trace(self, ids: Seq[int], points: Iterable[str], variant: str = "") -> Arrays:
+        """What passes named points (see `aperto.engine.hooks`) while a text is computed, by point.
+
+        The text is computed by itself between two steps of the others. Raises ConfigError for
+        unknown points, ids or variants, and EngineClosedError.
+        """
+        return self._worker.trace(ids, points, variant)
+
     def _cancel(self, sequence: Sequence) -> None:
         self._worker.cancel(sequence)
 
@@ -154,6 +194,25 @@ class Engine:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class _View(Engine):
+    """One variant of an engine."""
+
+    def __init__(self, base: Engine, variant: str) -> None:
+        self._base, self._variant = base, variant
+        self.config, self.vocab_size = base.config, base.vocab_size
+        self.context_tokens = base.context_tokens
+        self._worker = base._worker
+
+    def close(self) -> None:
+        pass
+
+    def submit(self, request: Request) -> TokenStream:
+        return super().submit(dataclasses.replace(request, variant=self._variant))
+
+    def trace(self, ids: Seq[int], points: Iterable[str], variant: str = "") -> Arrays:
+        return super().trace(ids, points, variant or self._variant)
 
 
 def _native_sampler() -> Sampler:

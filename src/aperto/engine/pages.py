@@ -172,7 +172,7 @@ class Pages:
         if not self._share or not sequence.may_reuse_prefix:
             return 0, nodes
         runs = [0] * len(self.windows)  # cached neighbours up to and with the current page
-        best, node = 0, self._root
+        best, node = 0, self._root_of(sequence)
         for idx in range((sequence.num_tokens - 1) // self.page_tokens):
             child = self._index.get((id(node), self._page_key(sequence, idx)))
             if child is None:
@@ -188,6 +188,9 @@ class Pages:
             ):
                 best = idx + 1
         return best, nodes
+
+    def _root_of(self, sequence: Sequence) -> PrefixNode:
+        return self._root if sequence.variant is None else sequence.variant.root
 
     def _page_key(self, sequence: Sequence, idx: int) -> bytes:
         # The bytes of the tokens themselves: a dict lookup compares them, not only their hash.
@@ -233,7 +236,7 @@ class Pages:
                 page = nodes[idx].pages[group]
                 pool.hold(page)
                 self.tables[group][row, idx] = page
-        tip = nodes[num_cached - 1] if num_cached else self._root
+        tip = nodes[num_cached - 1] if num_cached else self._root_of(sequence)
         sequence.admit(row, position, firsts, num_cached, tip)
         cuts = [cut // self.page_tokens for cut in sequence.cut_points]
         sequence.kept_ends = (len(nodes), sequence.num_prompt // self.page_tokens, *cuts)

@@ -16,6 +16,7 @@ from aperto.errors import ConfigError
 
 if TYPE_CHECKING:
     from aperto.engine.pages import PrefixNode
+    from aperto.engine.variants import LoadedVariant
 
 MAX_TOP_LOGPROBS = 20
 _NEWEST_CUTS = 3
@@ -42,6 +43,8 @@ class Request:
     cut_points: Seq[int] = ()
     """Positions in the prompt, 1 to its length, up to which a later prompt is likely to be the
     same: what windows need to go on from there is kept in the cache with priority."""
+    variant: str = ""
+    """Name of a variant that the engine has loaded; "" is the base model."""
 
     def __post_init__(self) -> None:
         if not len(self.prompt):
@@ -84,12 +87,15 @@ class Sequence:
         "stop_ids",
         "tip",
         "tokens",
+        "variant",
     )
 
     tip: PrefixNode
     """Node of the last indexed page, while running."""
 
-    def __init__(self, request: Request, num_groups: int) -> None:
+    def __init__(
+        self, request: Request, num_groups: int, variant: LoadedVariant | None = None
+    ) -> None:
         prompt = np.asarray(request.prompt, dtype=np.int32)
         self.arrival = -1
         """Order in which sequences came to the scheduler: earlier ones go first."""
@@ -117,6 +123,8 @@ class Sequence:
         self.channel = Channel(self.num_prompt, self.sample_row.seed)
         if request.echo_logprobs:
             self.channel.prompt_logprobs.append(None)  # nothing comes before the first token
+        self.variant = variant
+        """Whose answer this is; None is the base model's."""
         self.is_cancelled = False
         self.row = -1
         """Row of the page tables while running, else -1."""

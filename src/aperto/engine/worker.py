@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Seq
+from concurrent.futures import Future
 from queue import SimpleQueue
+from typing import Any
 
 import numpy as np
 
 from aperto.config import EngineConfig
+from aperto.engine import hooks
 from aperto.engine.core import CoreModel, Float32Array, Sampler, SampleResult
 from aperto.engine.pages import Pages
 from aperto.engine.prefix_disk import PrefixDisk
@@ -19,6 +23,7 @@ from aperto.engine.sampling import SampleRow, SamplingParams
 from aperto.engine.scheduler import Batch, Scheduler
 from aperto.engine.sequence import Request, Sequence
 from aperto.engine.stream import FinishReason, Token
+from aperto.engine.variants import Changes, LoadedVariant, build
 from aperto.errors import ApertoError, ConfigError, EngineClosedError, EngineError, QueueFullError
 
 _log = logging.getLogger(__name__)
@@ -79,6 +84,8 @@ class Worker:
         self._inbox: SimpleQueue[Sequence | Callable[[], None] | None] = SimpleQueue()
         self._lock = threading.Lock()  # guards submission against closing
         self._is_closed = False
+        self._variants: dict[str, LoadedVariant] = {}
+        self._traces: set[Future[hooks.Arrays]] = set()
         self.disk = self._open_disk(config, owner)
         """Prefixes that outlive the process; None without a folder for them."""
 
@@ -120,9 +127,55 @@ class Worker:
                     f"{waiting} requests wait already, the most that this engine lets wait "
                     "(max_waiting); try again later"
                 )
-            sequence = Sequence(request, len(self.pages.windows))
+            variant = self._variant(request.variant) if request.variant else None
+            sequence = Sequence(request, len(self.pages.windows), variant)
             self._inbox.put(sequence)
         return sequence
+
+    def add_variant(self, name: str, changes: Changes) -> None:
+        """Serve a variant under a name from now on; see Engine.add_variant."""
+        core = build(self._model, changes)
+        with self._lock:
+            self._variants[name] = LoadedVariant(name, core, len(self.pages.windows))
+
+    def remove_variant(self, name: str) -> None:
+        """Refuse new requests for a variant; those under way keep it until they end."""
+        with self._lock:
+            self._variant(name)
+            del self._variants[name]
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """Names of the variants that are served."""
+        return tuple(self._variants)
+
+    def _variant(self, name: str) -> LoadedVariant:
+        found = self._variants.get(name)
+        if found is None:
+            known = ", ".join(self._variants) or "none"
+            raise ConfigError(f"no variant {name!r} is loaded; there are: {known}")
+        return found
+
+    def trace(self, ids: Seq[int], points: Iterable[str], variant: str) -> hooks.Arrays:
+        """Run a text by itself between two steps; see Engine.trace."""
+        core = self._variant(variant).core if variant else None
+        done: Future[hooks.Arrays] = Future()
+
+        def job() -> None:
+            try:
+                done.set_result(hooks.trace(self._model, ids, points, core))
+            except Exception as error:
+                done.set_exception(error)
+
+        with self._lock:
+            if self._is_closed:
+                raise EngineClosedError("the engine is closed; open a new one")
+            self._traces.add(done)
+            self._inbox.put(job)
+        try:
+            return done.result()
+        finally:
+            self._traces.discard(done)
 
     def cancel(self, sequence: Sequence) -> None:
         """End a sequence before the next step; nothing happens where it has ended."""
@@ -183,7 +236,7 @@ class Worker:
                 item()
             elif item.is_cancelled:
                 self._finish(item, "cancelled")
-            elif self.disk is None or not self.disk.fetch(item):
+            elif self.disk is None or item.variant is not None or not self.disk.fetch(item):
                 self.scheduler.add(item)
         return True
 
@@ -198,14 +251,7 @@ class Worker:
         if batch is None:
             return False
         try:
-            logits = self._model.forward(
-                self._cache,
-                batch.token_ids,
-                batch.positions,
-                batch.seq_idx,
-                self.pages.tables,
-                batch.output_rows,
-            )
+            logits = self._forward(batch)
         except Exception as cause:
             for sequence, _ in batch.entries:
                 self._fail(sequence, "the forward pass failed", cause)
@@ -220,6 +266,23 @@ class Worker:
             if sequence.num_computed == sequence.max_tokens:  # max_tokens 0: nothing to draw
                 self._finish(sequence, "length")
         return True
+
+    def _forward(self, batch: Batch) -> Float32Array:
+        extra: dict[str, Any] = {}
+        if any(sequence.variant is not None for sequence, _ in batch.entries):
+            cores: list[Any] = [None] * len(self.pages.tables[0])
+            for sequence, _ in batch.entries:
+                cores[sequence.row] = sequence.variant and sequence.variant.core
+            extra["variants"] = cores
+        return self._model.forward(
+            self._cache,
+            batch.token_ids,
+            batch.positions,
+            batch.seq_idx,
+            self.pages.tables,
+            batch.output_rows,
+            **extra,
+        )
 
     def _sample(self, batch: Batch, logits: Float32Array) -> None:
         """Draw, or for echoed prompts look up, one token for each output row."""
@@ -301,3 +364,6 @@ class Worker:
             left = self._inbox.get()
             if isinstance(left, Sequence):
                 left.channel.end("error", error)
+        for trace in tuple(self._traces):
+            if not trace.done():
+                trace.set_exception(error)
