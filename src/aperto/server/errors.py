@@ -56,7 +56,7 @@ ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     413: {"model": ErrorBody, "description": "The body is too large."},
     429: {"model": ErrorBody, "description": "Too many requests wait; see Retry-After."},
     500: {"model": ErrorBody, "description": "The server failed."},
-    501: {"model": ErrorBody, "description": "Not built yet."},
+    501: {"model": ErrorBody, "description": "This server was not set up for that."},
     503: {"model": ErrorBody, "description": "The model cannot be loaded, or the server stops."},
 }
 """For `APIRouter(responses=...)`: the error shape in the OpenAPI document."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import hashlib
 import logging
 import re
 import time
@@ -18,6 +19,7 @@ from aperto.engine.memory import CacheShape
 from aperto.errors import MemoryLimitError
 from aperto.formats import open_checkpoint
 from aperto.formats.hub import resolve_model
+from aperto.formats.lineage import NOT_VETTED, read_lineage
 from aperto.formats.packed import packed_bytes
 from aperto.local_model import LocalModel, load
 from aperto.server.errors import ApiError
@@ -50,7 +52,9 @@ class ModelInfo:
     config: ModelConfig | None = None
     """Its architecture; None for a model that did not come from files."""
     path: Path | None = None
-    """Folder or file of the model."""
+    """Folder or file of the model, or of its variant."""
+    vetted: str | None = None
+    """Of variants and derived models: what is known of their safety, "no" until it was tested."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -179,26 +183,53 @@ class ModelPool:
             slot.info = self._describe(slot.name, slot.source)
         return slot.info
 
+    def adapters(self, name: str) -> tuple[str, ...]:
+        """Names of the variants of a served model, adapters and interventions alike."""
+        return tuple(self._settings.adapters) if name == next(iter(self._slots)) else ()
+
+    def variant_info(self, name: str, adapter: str) -> ModelInfo:
+        """What a variant of a served model is. Blocks briefly; raises as `info` does.
+
+        Raises ApiError 404 for an unknown one.
+        """
+        self._require_adapter(name, adapter)
+        path = self._settings.adapters[adapter]
+        base = self.info(name)
+        return dataclasses.replace(
+            base,
+            name=f"{name}:{adapter}",
+            fingerprint=f"{base.fingerprint}-{_files_hash(path)}",
+            path=path,
+            vetted=_vetted(path) or NOT_VETTED,
+        )
+
+    def _require_adapter(self, name: str, adapter: str) -> None:
+        if adapter not in self.adapters(name):
+            there = (*self._slots, *(f"{name}:{known}" for known in self.adapters(name)))
+            raise ApiError(
+                404,
+                f"{name!r} has no adapter {adapter!r} here; there are: {', '.join(there)}",
+                code="model_not_found",
+                param="model",
+            )
+
     @contextlib.asynccontextmanager
     async def lease(self, name: str | None) -> AsyncIterator[Lease]:
         """A model in memory for the time of a `with` block; it is loaded where it is not.
 
-        Raises ApiError 404 for an unknown model, 501 for an adapter, and what loading raises.
+        Raises ApiError 404 for an unknown model or adapter, and what loading raises.
         """
         served, adapter = self.resolve(name)
         if adapter is not None:
-            raise ApiError(
-                501,
-                f"{name!r} names the adapter {adapter!r} of {served!r}; adapters are not served "
-                f"yet; ask for {served!r}",
-                code="adapters_not_supported",
-                param="model",
-            )
+            self._require_adapter(served, adapter)  # before the model is loaded for it
         slot = self._slots[served]
         slot.num_leases += 1
         try:
             model, info = await self._loaded(slot)
-            yield Lease(served, adapter, model, info)
+            if adapter is not None:
+                model = model.variant(adapter)
+                info = await asyncio.to_thread(self.variant_info, served, adapter)
+            yield Lease(info.name if adapter else served, adapter, model, info)
         finally:
             slot.num_leases -= 1
             slot.used_at = time.monotonic()
@@ -284,6 +315,7 @@ class ModelPool:
             precision=settings.precision,
             threads=settings.threads,
             config=self.engine_config,
+            adapters=settings.adapters if source == settings.models[0] else None,
         )
 
     def _describe_files(self, name: str, source: str) -> ModelInfo:
@@ -301,7 +333,21 @@ class ModelPool:
             fingerprint=f"aperto-{_version()}-{precision}-{checkpoint.fingerprint()[:16]}",
             config=checkpoint.config,
             path=path,
+            vetted=_vetted(path),
         )
+
+
+def _vetted(path: Path) -> str | None:
+    lineage = read_lineage(path) if path.is_dir() else None
+    return None if lineage is None else lineage.vetted
+
+
+def _files_hash(path: Path) -> str:
+    """Identity of an adapter's files: names, sizes and times of change."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path, path.with_suffix(".npz")]
+    stats = [(file.name, file.stat()) for file in files if file.is_file()]
+    facts = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
 def _plain_name(name: str) -> str:
