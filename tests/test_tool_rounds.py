@@ -53,8 +53,8 @@ ADDS = FunctionTool("add", "Adds.", ADD)
 class Turns(Script):
     """Says one text after the other, one a request."""
 
-    def __init__(self, *texts: str) -> None:
-        self._texts = [self.ids(TOKENIZER, text) for text in texts]
+    def __init__(self, *texts: str, tokenizer: Tokenizer = TOKENIZER) -> None:
+        self._texts = [self.ids(tokenizer, text) for text in texts]
         self._rows: dict[object, tuple[int, list[int]]] = {}
 
     def __call__(self, logits, rows):

@@ -158,6 +158,14 @@ def test_a_call_that_the_server_ran_is_shown_with_its_answer():
     ]
 
 
+def test_a_call_of_an_mcp_tool_is_one_of_a_function():
+    item = {"type": "mcp_call", "name": "add", "arguments": '{"a": 1}', "output": "1"}
+    assert said(read([item])[0]) == [
+        ("assistant", COMMENTARY, "functions.add", '{"a": 1}'),
+        ("tool", COMMENTARY, "assistant", "1"),
+    ]
+
+
 def test_an_output_without_its_call_is_read_with_a_warning():
     messages, warnings = read([OUTPUT | {"name": "get_weather"}])
     assert messages[0].name == "functions.get_weather"

@@ -22,7 +22,7 @@ from aperto.harmony.render import FUNCTIONS
 from aperto.server.errors import ApiError
 from aperto.server.recall import Recall
 from aperto.server.response_parts import part_text
-from aperto.server.response_tools import ToolTable
+from aperto.server.response_tools import ToolTable, served_recipient
 from aperto.server.seal import Sealer
 from aperto.server.wire_responses import Json, new_id
 
@@ -212,7 +212,7 @@ class InputReader:
     def _served_call(self, item: Json, later: Sequence[Json]) -> list[Message]:
         """A call that this server ran itself, with what came of it."""
         self._has_reasoning = False
-        recipient = str(item.get("name") or "unknown")
+        recipient = served_recipient(str(item.get("name") or "unknown"))
         channel = COMMENTARY if recipient.startswith(f"{FUNCTIONS}.") else ANALYSIS
         asked = Message(
             Role.ASSISTANT, str(item.get("arguments") or ""), channel=channel, recipient=recipient

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from aperto.server.response_tools import WireTool, custom_input
+from aperto.server.response_tools import WireTool, custom_input, served_name
 from aperto.server.wire_responses import Json, new_id
 
 Seal = Callable[[str], str]
@@ -271,7 +271,7 @@ class ServedCallItem(OutputItem):
             "type": "mcp_call",
             "status": status,
             "server_label": "aperto",
-            "name": self._recipient,
+            "name": served_name(self._recipient),
             "arguments": self.text,
             "output": self._output,
             "error": None,

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, cast, get_args
 
-from aperto.harmony import FunctionTool
+from aperto.harmony import BROWSER, PYTHON, FunctionTool
 from aperto.harmony.render import FUNCTIONS
 from aperto.harmony.rules import CallRule, ToolChoice
 from aperto.server.errors import ApiError
@@ -63,6 +63,18 @@ def served_types(specs: Iterable[str]) -> tuple[str, ...]:
     kinds = {spec.partition(":")[0] for spec in specs}
     by_kind = {kind: name for name, kind in reversed(SERVED_TYPES.items())}
     return tuple(name for kind, name in by_kind.items() if kind in kinds)
+
+
+def served_name(recipient: str) -> str:
+    """The name that clients see of a tool that the server runs, by its recipient."""
+    return recipient.removeprefix(f"{FUNCTIONS}.")
+
+
+def served_recipient(name: str) -> str:
+    """The recipient of a tool that the server ran, by the name that clients saw."""
+    if name.partition(".")[0] in (FUNCTIONS, PYTHON.name, BROWSER.name):
+        return name
+    return f"{FUNCTIONS}.{name}"
 
 
 class ToolTable:
