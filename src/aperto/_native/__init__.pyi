@@ -33,6 +33,14 @@ def encode_mxfp4(values: Annotated[NDArray[numpy.float32], dict(shape=(None, Non
 def encode_mxfp4_bf16(values: Annotated[NDArray[numpy.uint16], dict(shape=(None, None), device='cpu', writable=False)], blocks: Annotated[NDArray[numpy.uint8], dict(shape=(None, None, None), order='C', device='cpu')], scales: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu')]) -> tuple[float, float, float]:
     """As encode_mxfp4, from [rows, k] bfloat16 bits."""
 
+def decode_mxfp4(blocks: Annotated[NDArray[numpy.uint8], dict(shape=(None, None, None), order='C', device='cpu', writable=False)], scales: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu', writable=False)], values: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')]) -> None:
+    """
+    Decode MXFP4 blocks [rows, k/32, 16] and scales [rows, k/32] into floats [rows, k].
+    """
+
+def decode_mxfp4_bf16(blocks: Annotated[NDArray[numpy.uint8], dict(shape=(None, None, None), order='C', device='cpu', writable=False)], scales: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu', writable=False)], values: Annotated[NDArray[numpy.uint16], dict(shape=(None, None), order='C', device='cpu')]) -> None:
+    """As decode_mxfp4, into bfloat16 bits; exact too."""
+
 def pack_q8(blocks: Annotated[NDArray[numpy.uint8], dict(shape=(None, None, None), order='C', device='cpu', writable=False)], tiles: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')]) -> None:
     """Q8_0 blocks [rows, k/32, 34] into tiles."""
 
