@@ -67,8 +67,10 @@ void route_token(ForwardContext& context, size_t layer, size_t token, size_t num
     if (changes->experts_per_token != 0) k = changes->experts_per_token;
   }
   int32_t* chosen = act.chosen.data() + token * num_slots;
-  choose_experts(logits, layer_shape.num_experts, k, chosen, act.weight.data() + token * num_slots);
+  float* weight = act.weight.data() + token * num_slots;
+  choose_experts(logits, layer_shape.num_experts, k, chosen, weight);
   std::fill(chosen + k, chosen + num_slots, -1);
+  std::fill(weight + k, weight + num_slots, 0.0f);
 }
 
 // Slots a token has in this batch: the most experts that any of its rows chooses.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 
 import pytest
 from tests.server.kit import ANSWER, describe, scripted
@@ -11,6 +12,7 @@ from tests.server.kit import ANSWER, describe, scripted
 from aperto.errors import MemoryLimitError, ModelNotFoundError
 from aperto.server import ServerSettings
 from aperto.server.errors import ApiError
+from aperto.server.models import model_object
 from aperto.server.pool import ModelPool
 
 
@@ -134,3 +136,29 @@ def test_nano_is_described_without_being_loaded():
     info = pool.info("nano")
     assert info.context_tokens == 2048 and info.num_bytes > 1 << 20
     assert pool.loaded() == {} and dataclasses.asdict(info)["fingerprint"].startswith("aperto-")
+
+
+def test_an_intervention_is_served_beside_its_model(tmp_path):
+    change = {"point": "layers.*.moe.topk", "count": 1}
+    path = tmp_path / "one.json"
+    path.write_text(json.dumps({"format": "aperto-variant", "version": 1, "changes": [change]}))
+    settings = ServerSettings(models=("nano",), adapters={"one": path}, context_tokens=512)
+    pool = ModelPool(settings)
+
+    async def run():
+        answers = {}
+        for name in ("nano", "nano:one"):
+            async with pool.lease(name) as lease:
+                answers[lease.name] = lease.model.trace("bread", ["layers.0.moe.topk"])
+                if lease.adapter:
+                    assert (lease.info.vetted, lease.info.path) == ("no", path)
+        with pytest.raises(ApiError, match="no adapter 'two' here; there are: nano, nano:one"):
+            async with pool.lease("nano:two"):
+                pass
+        await pool.close()
+        return [(taken["layers.0.moe.topk"] >= 0).mean() for taken in answers.values()]
+
+    assert asyncio.run(run()) == [1.0, 0.5]  # of two places a token
+    base, own = pool.info("nano"), pool.variant_info("nano", "one")
+    assert base.vetted is None and base.fingerprint != own.fingerprint
+    assert model_object(own)["vetted"] == "no" and model_object(own)["id"] == "nano:one"

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Mapping
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -25,6 +26,7 @@ from aperto.errors import ModelNotFoundError, UsageError
 
 if TYPE_CHECKING:
     from aperto.cli.session import Session
+    from aperto.local_model import LocalModel
     from aperto.tools import Tool
 
 
@@ -89,6 +91,12 @@ def chat(
             min=1, metavar="N", help="Most tokens of an answer. Default: what the context holds."
         ),
     ] = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Answer with an adapter of the model, or an intervention file."
+        ),
+    ] = None,
     precision: PrecisionOption = None,
     threads: ThreadsOption = None,
     context: ContextOption = None,
@@ -137,7 +145,7 @@ def chat(
     if question is None and (as_json or not sys.stdout.isatty()):
         raise UsageError("there is no prompt; give one with -p/--prompt or on standard input")
     with tools_for_chat(tool or (), ask=not yes, unsandboxed=unsandboxed) as tools:
-        _run(name, question, settings, seed, tools, as_json=as_json)
+        _run(name, question, settings, seed, tools, adapter, as_json=as_json)
 
 
 def _merged(settings: Settings, given: Mapping[str, object]) -> Settings:
@@ -185,6 +193,7 @@ def _run(
     settings: Settings,
     seed: int | None,
     tools: tuple[Tool, ...],
+    adapter: Path | None,
     *,
     as_json: bool,
 ) -> None:
@@ -199,13 +208,25 @@ def _run(
         top_p=settings.top_p,
         max_tokens=settings.max_tokens or None,
     )
-    with load_local(name, settings) as model:
-        session = Session(model.conversations, asking, tools)
+    adapters = {} if adapter is None else {adapter.stem: adapter}
+    with load_local(name, settings, adapters) as model:
+        answering = model if adapter is None else _varied(model, adapter)
+        session = Session(answering.conversations, asking, tools)
         show_reasoning = settings.reasoning == "show"
         if question is None:
             _interactive(session, name, show_reasoning=show_reasoning)
         else:
             _once(session, name, question, show_reasoning=show_reasoning, as_json=as_json)
+
+
+def _varied(model: LocalModel, adapter: Path) -> LocalModel:
+    from aperto.formats.lineage import NOT_VETTED, read_lineage
+
+    lineage = read_lineage(adapter)
+    varied = model.variant(adapter.stem)
+    vetted = lineage.vetted if lineage else NOT_VETTED
+    typer.echo(f"aperto: {varied.name}, vetted: {vetted}", err=True)
+    return varied
 
 
 def _interactive(session: Session, name: str, *, show_reasoning: bool) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import aperto
 from aperto.cli.asking import confirm
 from aperto.cli.progress import byte_progress
@@ -10,9 +13,12 @@ from aperto.errors import MemoryLimitError
 from aperto.local_model import LocalModel
 
 
-def load_local(name: str, settings: Settings) -> LocalModel:
+def load_local(
+    name: str, settings: Settings, adapters: Mapping[str, Path] | None = None
+) -> LocalModel:
     """Load a model by name or path with the user's settings; to be closed by the caller.
 
+    adapters: adapters' folders and intervention files by name.
     Raises ModelNotFoundError, CheckpointError, MemoryLimitError and DiskSpaceError.
     """
     with byte_progress(f"loading {name}") as progress:
@@ -24,6 +30,7 @@ def load_local(name: str, settings: Settings) -> LocalModel:
                 context=settings.context or None,
                 progress=progress,
                 confirm=confirm,
+                adapters=adapters,
             )
         except MemoryLimitError as error:
             raise MemoryLimitError(f"{error}; aperto info {name} shows what would fit") from error

@@ -47,6 +47,14 @@ def add_to(app: typer.Typer) -> None:
 def serve(
     ctx: typer.Context,
     models: ModelsArgument = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=DIR",
+            help="An adapter or intervention file of the first model, served beside it as "
+            "MODEL:NAME. May be repeated.",
+        ),
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
     api_key: Annotated[
@@ -141,6 +149,7 @@ def serve(
         raise UsageError("--tls-cert and --tls-key belong together; give both or none")
     chosen = ServerSettings(
         models=tuple(models or (settings.default_model,)),
+        adapters=_adapters_of(adapter or ()),
         host=host,
         port=port,
         api_keys=(*(api_key or ()), *_keys_of(api_key_file)),
@@ -165,6 +174,16 @@ def serve(
     )
     _try_tools(chosen)
     _run(chosen, _checked_tls(tls_cert, tls_key))
+
+
+def _adapters_of(options: Sequence[str]) -> dict[str, Path]:
+    adapters: dict[str, Path] = {}
+    for option in options:
+        name, equals, folder = option.partition("=")
+        if not (name and equals and folder) or name in adapters:
+            raise UsageError(f"--adapter is {option!r}; expected NAME=DIR, each name once")
+        adapters[name] = Path(folder).expanduser()
+    return adapters
 
 
 def size_of(text: str, option: str) -> int:
@@ -279,6 +298,10 @@ async def _serve(
     )
     for line in greeting(chosen, services.pool.names(), has_tls=tls is not None):
         typer.echo(line, err=True)
+    base = services.pool.names()[0]
+    for name in services.pool.adapters(base):
+        info = services.pool.variant_info(base, name)
+        typer.echo(f"aperto: serving {info.name}, vetted: {info.vetted}", err=True)
     await uvicorn.Server(config).serve(sockets=[listener])
 
 

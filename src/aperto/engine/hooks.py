@@ -7,7 +7,8 @@ Reading copies what passes; it changes no bit of the answer, and costs nothing w
     layers.N.attn.pattern                         [tokens, heads, tokens + 1]  the sink comes last
     layers.N.attn.z                               [tokens, heads * head_dim]  weighted values
     layers.N.moe.router_logits                    [tokens, experts]
-    layers.N.moe.topk | moe.weights               [tokens, chosen]  experts, best first, and shares
+    layers.N.moe.topk | moe.weights               [tokens, chosen]  experts, best first, and shares;
+                                                  -1 and 0 where a variant takes fewer
     layers.N.moe.expert_out                       [tokens, chosen, hidden]  before the shares
     final_norm [tokens, hidden], logits [tokens, vocab]
 """

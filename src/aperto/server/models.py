@@ -32,8 +32,10 @@ async def list_models(served: Annotated[Services, Depends(services)]) -> dict[st
 @router.get("/v1/models/{name:path}")
 async def get_model(name: str, served: Annotated[Services, Depends(services)]) -> dict[str, Any]:
     """Describe one served model."""
-    found, _ = served.pool.resolve(name)
-    return model_object(await asyncio.to_thread(served.pool.info, found))
+    found, adapter = served.pool.resolve(name)
+    if adapter is None:
+        return model_object(await asyncio.to_thread(served.pool.info, found))
+    return model_object(await asyncio.to_thread(served.pool.variant_info, found, adapter))
 
 
 def _readable(served: Services) -> list[ModelInfo]:
@@ -41,6 +43,8 @@ def _readable(served: Services) -> list[ModelInfo]:
     for name in served.pool.names():
         try:
             infos.append(served.pool.info(name))
+            adapters = served.pool.adapters(name)
+            infos += [served.pool.variant_info(name, adapter) for adapter in adapters]
         except ApertoError:
             continue  # asking for it by name says what is wrong with it
     return infos
@@ -56,4 +60,5 @@ def model_object(info: ModelInfo) -> dict[str, Any]:
         "context_window": info.context_tokens,
         "max_model_len": info.context_tokens,
         "system_fingerprint": info.fingerprint,
+        **({} if info.vetted is None else {"vetted": info.vetted}),
     }

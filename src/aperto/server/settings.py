@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 from aperto.config import Precision, state_dir
@@ -18,6 +19,9 @@ class ServerSettings:
 
     models: tuple[str, ...] = ("nano",)
     """Models by name or path; the first is loaded at start, others when they are asked for."""
+    adapters: Mapping[str, Path] = dataclasses.field(default_factory=dict)
+    """Adapters' folders and intervention files of the first model, by the names of its variants;
+    a request asks for one as "model:name"."""
     host: str = "127.0.0.1"
     """Address to listen at."""
     port: int = 8000
@@ -78,6 +82,9 @@ class ServerSettings:
     def __post_init__(self) -> None:
         if not self.models:
             raise ConfigError("the server has no models; expected at least one name or path")
+        for name in self.adapters:
+            if not name or ":" in name or "/" in name:
+                raise ConfigError(f"an adapter's name is {name!r}; expected one without : and /")
         for name in ("max_concurrency", "max_waiting", "max_body_bytes", "max_choices"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected 1 or more")
