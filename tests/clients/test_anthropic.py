@@ -22,6 +22,7 @@ ASKED = {"role": "user", "content": "How much salt is in a rye bread?"}
 CALL = thinks("I look it up.") + calls("look_up", bread="rye")
 SLIP = thinks("I look it up.") + " to=functions.look_up<|channel|>commentary json<|message|>"
 SLIP += '{"bread": "rye"}<|call|>'
+ENDED = CALL.replace("<|call|>", "<|end|>")
 ANSWER = thinks("Twelve.") + says("12 g.")
 
 
@@ -46,7 +47,7 @@ def told(client, is_streamed, **body):
     return message
 
 
-@pytest.mark.parametrize("call", [CALL, SLIP], ids=["good", "malformed"])
+@pytest.mark.parametrize("call", [CALL, SLIP, ENDED], ids=["good", "malformed", "ended"])
 @pytest.mark.parametrize("is_streamed", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("is_sent_back", [True, False], ids=["thinking kept", "thinking lost"])
 def test_a_tool_loop(tmp_path, is_streamed, is_sent_back, call):

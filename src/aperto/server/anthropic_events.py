@@ -176,7 +176,8 @@ class MessageWriter:
         if done.finish_reason == "length":
             is_full = self._plan.is_lowered
             return "model_context_window_exceeded" if is_full else "max_tokens"
-        if done.finish_reason == "call":
+        # Models also end a call as if it were a message; clients look for calls by this word alone.
+        if any(block["type"] == "tool_use" for block in self.body["content"]):
             return "tool_use"
         return "end_turn" if done.stop is None else "stop_sequence"
 

@@ -82,7 +82,8 @@ class ChoiceReader:
         reason = self.done.finish_reason if self.done else "stop"
         if reason == "length":
             return "length"
-        return "tool_calls" if self.calls and reason == "call" else "stop"
+        # Models also end a call as if it were a message; clients look for calls by this word alone.
+        return "tool_calls" if self.calls else "stop"
 
     def feed(self, event: ChatEvent) -> Piece | None:
         """The piece that an event leads to, if any."""
