@@ -61,8 +61,11 @@ CALLS = (
     CallRule(recipient="functions.weather", parameters=WEATHER),
     CallRule(recipient="functions.weather_again", parameters=TREE),
     CallRule(recipient="python"),
+    CallRule(recipient="functions.code", text=Regex(r"[a-f]{2,5}-[0-9]")),
+    CallRule(recipient="functions.sum", text=Lark('start: N ("+" N)*\nN: /[0-9]+/')),
     CallRule(recipient="browser.open", parameters={"type": "object"}, strict=False),
 )
+TEXTS = {"functions.code": r"[a-f]{2,5}-[0-9]", "functions.sum": r"[0-9]+(\+[0-9]+)*"}
 
 
 @functools.cache
@@ -93,6 +96,7 @@ def check(rules: TurnRules, said) -> None:
             assert call.channel == "commentary"
         if rule.parameters is None:
             assert call.text
+            assert rule.text is None or re.fullmatch(TEXTS[rule.recipient], call.text)
         else:
             value = json.loads(call.text)
             jsonschema.validate(value, rule.parameters)
@@ -271,6 +275,13 @@ def test_a_lark_answer_may_not_name_special_tokens(text):
 def test_an_answer_form_that_cannot_be_read_is_refused(answer):
     with pytest.raises(ConfigError, match="cannot be used"):
         turn_grammar(TurnRules(answer=answer))
+
+
+@pytest.mark.parametrize("form", [Regex("(?=x)"), Lark("start: other"), Lark("start: <|end|>")])
+def test_a_form_of_a_call_that_cannot_be_held_is_given_up_alone(form):
+    rules = TurnRules(calls=(CallRule(recipient="functions.f", text=form), *CALLS))
+    (warning,) = turn_grammar(rules).warnings
+    assert warning.startswith("functions.f.text: ") and warning.endswith("any text is allowed")
 
 
 def test_rules_that_contradict_each_other_are_refused():

@@ -133,6 +133,21 @@ def test_a_call_on_the_analysis_channel_is_a_call():
     assert item_types(writer.body) == ["function_call"]
 
 
+def test_a_custom_tool_with_a_grammar_gets_its_text_as_it_comes():
+    shape = {"type": "grammar", "syntax": "lark", "definition": "start: /(?s:.*)/"}
+    writer, events = written(
+        *message(COMMENTARY, '{"input":', ' "x"}', recipient="functions.patch"),
+        TurnEnd("call"),
+        done("call"),
+        tools=[CUSTOM | {"format": shape}],
+    )
+    check_events(events)
+    (item,) = writer.body["output"]
+    assert (item["type"], item["input"]) == ("custom_tool_call", '{"input": "x"}')
+    deltas = [event["delta"] for event in events if event["type"].endswith("input.delta")]
+    assert deltas == ['{"input":', ' "x"}']
+
+
 def test_a_custom_tool_gets_its_text_without_the_json_around_it():
     writer, events = written(
         *message(COMMENTARY, '{"input": "line 1\\n', 'line 2"}', recipient="functions.patch"),

@@ -144,6 +144,13 @@ def test_a_custom_call_and_its_output():
     assert messages[1].name == "functions.patch"
 
 
+def test_a_custom_call_of_a_tool_with_a_grammar_is_plain_text():
+    shape = {"type": "grammar", "syntax": "regex", "definition": "[ab]+"}
+    given = [{"type": "custom_tool_call", "call_id": "c1", "name": "patch", "input": "ab"}]
+    messages, _ = read(given, tools=[{"type": "custom", "name": "patch", "format": shape}])
+    assert [(m.text, m.content_type) for m in messages] == [("ab", None)]
+
+
 def test_a_namespaced_call_goes_to_its_tool():
     tools = [{"type": "namespace", "name": "mail__", "tools": [WEATHER]}]
     messages, _ = read([CALL | {"namespace": "mail__"}, OUTPUT], tools=tools)

@@ -1,7 +1,7 @@
 import pytest
 from tests.server.responses_kit import WEATHER
 
-from aperto.harmony import TurnRules
+from aperto.harmony import CallRule, Lark, Regex, TurnRules
 from aperto.server.errors import ApiError
 from aperto.server.response_tools import ToolTable, custom_input, served_types
 
@@ -24,7 +24,7 @@ def test_all_that_codex_sends_is_taken_and_what_cannot_be_served_is_named():
         "apply_patch",
         "mcp__mail__get_weather",
     ]
-    assert len(table.warnings) == len(HOSTED) + 2  # the grammar, and the search inside
+    assert len(table.warnings) == len(HOSTED) + 1  # the search inside
     assert [tool["type"] for tool in table.echo] == ["function", "custom", "namespace"]
     assert len(table.echo[2]["tools"]) == 1
     TurnRules(calls=table.calls)
@@ -121,9 +121,21 @@ def test_no_mcp_server_of_the_client_is_called():
     assert (table.wanted, len(table.warnings)) == ([], 1)
 
 
-def test_input_of_a_custom_tool_is_held_to_a_regular_expression():
-    shape = {"type": "grammar", "syntax": "regex", "definition": "[a-z]+|[0-9]+"}
+@pytest.mark.parametrize(
+    ("syntax", "form"), [("regex", Regex("[a-z]+|[0-9]+")), ("lark", Lark("start: /x/"))]
+)
+def test_input_of_a_custom_tool_is_held_to_its_grammar(syntax, form):
+    definition = form.pattern if syntax == "regex" else form.grammar
+    shape = {"type": "grammar", "syntax": syntax, "definition": definition}
+    for given in (shape, {"type": "grammar", "grammar": shape}):
+        table = ToolTable([{"type": "custom", "name": "word", "format": given}])
+        assert table.calls == (CallRule(recipient="functions.word", text=form),)
+        assert definition in table.functions[0].description
+        assert table.warnings == []
+
+
+def test_a_format_that_cannot_be_read_is_said():
+    shape = {"type": "grammar", "syntax": "ebnf", "definition": "x"}
     table = ToolTable([{"type": "custom", "name": "word", "format": shape}])
-    (call,) = table.calls
-    assert call.parameters["properties"]["input"]["pattern"] == "^(?:[a-z]+|[0-9]+)$"
-    assert table.warnings == []
+    assert table.calls[0].parameters["required"] == ["input"]
+    assert len(table.warnings) == 1

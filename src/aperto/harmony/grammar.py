@@ -55,13 +55,14 @@ class TurnGrammar:
     text: str
     """The grammar in llguidance's JSON form."""
     warnings: tuple[str, ...]
-    """One line a part of a schema that is not enforced."""
+    """One line a part of a schema or form that is not enforced."""
 
 
 def turn_grammar(rules: TurnRules) -> TurnGrammar:
     """Write the grammar of what follows ``<|start|>assistant``, to the end of the turn.
 
-    Raises ConfigError for an answer's regular expression or Lark grammar that cannot be read.
+    Raises ConfigError for an answer's regular expression or Lark grammar that cannot be read; a
+    call's is given up with a warning.
     """
     return _Writer(rules).grammar()
 
@@ -112,10 +113,22 @@ class _Writer:
         channel = '("commentary" | "analysis")' if with_analysis else '"commentary"'
         header = f"({target} <|channel|> {channel} | <|channel|> {channel} {target})"
         if call.parameters is None:
-            return f"{header} {_TEXT_TYPES} <|message|> SOME_TEXT"
+            return f"{header} {_TEXT_TYPES} <|message|> {self._call_text(idx, call)}"
         name = f"arguments_{idx}"
         self._schema(name, call.parameters, call.strict, f"{call.recipient}.parameters", True)
         return f"{header} {_JSON_TYPES} <|message|> @{name}"
+
+    def _call_text(self, idx: int, call: CallRule) -> str:
+        if call.text is None:
+            return "SOME_TEXT"
+        try:
+            part = _text_grammar(call.text, f"{call.recipient}.text")
+        except ConfigError as error:
+            # A tool that cannot be held to its form is still of use.
+            self._warnings.append(f"{error}; any text is allowed")
+            return "SOME_TEXT"
+        self._parts.append({"name": f"text_{idx}", **part})
+        return f"@text_{idx}"
 
     def _answer(self, answer: AnswerFormat | None) -> str:
         header = '<|channel|> "final"'
@@ -128,7 +141,7 @@ class _Writer:
         elif isinstance(answer, JsonObject):
             self._schema("answer_text", {"type": "object"}, False, "answer", True)
         else:
-            self._parts.append({"name": "answer_text", **_text_grammar(answer)})
+            self._parts.append({"name": "answer_text", **_text_grammar(answer, "answer")})
         return f"{header} <|message|> @answer_text"
 
     def _schema(
@@ -142,21 +155,21 @@ class _Writer:
         self._parts.append({"name": name, "json_schema": root})
 
 
-def _text_grammar(answer: Regex | Lark) -> dict[str, Any]:
-    """The grammar of a text answer. Raises ConfigError where it cannot be read."""
-    if isinstance(answer, Regex):
-        what, text = "regular expression", LLMatcher.grammar_from_regex(answer.pattern)
+def _text_grammar(form: Regex | Lark, where: str) -> dict[str, Any]:
+    """The grammar of a text. Raises ConfigError where it cannot be read."""
+    if isinstance(form, Regex):
+        what, text = "regular expression", LLMatcher.grammar_from_regex(form.pattern)
         text = json.loads(text)["grammars"][0]["lark_grammar"]
     else:
-        what, text = "Lark grammar", answer.grammar
+        what, text = "Lark grammar", form.grammar
         if "<" in _QUOTED.sub("", text):
             raise ConfigError(
-                "the answer's Lark grammar names special tokens in <...>; expected text only: "
+                f"{where}: the Lark grammar names special tokens in <...>; expected text only: "
                 "the turn's headers are added around it"
             )
     wrong = LLMatcher.validate_grammar(json.dumps({"grammars": [{"lark_grammar": text}]}))
     if wrong:
-        raise ConfigError(f"the answer's {what} cannot be used: {wrong.strip()}")
+        raise ConfigError(f"{where}: the {what} cannot be used: {wrong.strip()}")
     return {"lark_grammar": text}
 
 

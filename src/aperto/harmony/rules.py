@@ -17,14 +17,35 @@ FUNCTIONS_PREFIX = "functions."
 _RECIPIENT = re.compile(r"[A-Za-z0-9_][\w.\-/:]*", re.ASCII)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Regex:
+    """A text that matches a regular expression as a whole."""
+
+    pattern: str
+    """Its text, in the syntax of Rust's regex crate."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Lark:
+    """A text of a context-free grammar."""
+
+    grammar: str
+    """Rules in Lark's syntax; the first is called ``start``."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class CallRule:
-    """One recipient that may be called. Raises ConfigError on a name no header could hold."""
+    """One recipient that may be called.
+
+    Raises ConfigError on a name no header could hold, or on JSON that is text at once.
+    """
 
     recipient: str
     """``functions.get_weather``, ``python``, ``browser.search``."""
     parameters: Mapping[str, Any] | None = None
-    """JSON Schema of the arguments; None takes free text."""
+    """JSON Schema of the arguments; None takes text."""
+    text: Regex | Lark | None = None
+    """Form of that text, where it is not free."""
     strict: bool = True
     """Whether objects are closed where the schema does not say what else they may hold."""
 
@@ -33,6 +54,10 @@ class CallRule:
             raise ConfigError(
                 f"a call's recipient is {self.recipient!r}; expected letters, digits and "
                 "'_ . - / :', such as 'functions.get_weather'"
+            )
+        if self.text is not None and self.parameters is not None:
+            raise ConfigError(
+                f"the call {self.recipient!r} has parameters and a form of text; expected one"
             )
 
 
@@ -49,22 +74,6 @@ class JsonSchema:
 @dataclasses.dataclass(frozen=True, slots=True)
 class JsonObject:
     """The answer is any JSON object."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Regex:
-    """The answer matches a regular expression as a whole."""
-
-    pattern: str
-    """Its text, in the syntax of Rust's regex crate."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Lark:
-    """The answer is a text of a context-free grammar."""
-
-    grammar: str
-    """Rules in Lark's syntax; the first is called ``start``."""
 
 
 AnswerFormat: TypeAlias = JsonSchema | JsonObject | Regex | Lark

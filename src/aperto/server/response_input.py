@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -187,14 +186,14 @@ class InputReader:
         recipient = self._table.recipient(name, item.get("namespace"))
         self._callers[call_id] = recipient
         if item["type"] == "custom_tool_call":
-            arguments = json.dumps({"input": str(item.get("input") or "")}, ensure_ascii=False)
+            asked = self._table.of(recipient).call_of(str(item.get("input") or ""))
         else:
-            arguments = str(item.get("arguments") or "{}")
+            asked = call(recipient, str(item.get("arguments") or "{}"))
         recalled = None if self._has_reasoning else self._recall.recall(call_id)
         if recalled:
             self._has_reasoning = True
-            return [analysis(recalled), call(recipient, arguments)]
-        return [call(recipient, arguments)]
+            return [analysis(recalled), asked]
+        return [asked]
 
     def _output(self, item: Json, later: Sequence[Json]) -> list[Message]:
         self._has_reasoning = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from aperto.server.response_tools import WireTool, custom_input, served_name
+from aperto.server.response_tools import WireTool, served_name
 from aperto.server.wire_responses import Json, new_id
 
 Seal = Callable[[str], str]
@@ -209,21 +209,29 @@ class CallItem(OutputItem):
 
 
 class CustomCallItem(OutputItem):
-    """A call of a tool that takes free text; it is known only once the JSON around it is whole."""
+    """A call of a custom tool. Input without JSON around it is passed on as it comes."""
 
     def __init__(self, index: int, tool: WireTool) -> None:
         super().__init__(index, "ctc")
         self.call_id = new_id("call")
         self._tool = tool
 
+    def write(self, text: str, logprobs: list[Json]) -> list[Json]:
+        """See OutputItem."""
+        self.text += text
+        return [] if self._tool.form is None else [self._delta(text)]
+
     def close(self, status: str) -> list[Json]:
         """See OutputItem."""
-        text = custom_input(self.text)
+        text = self._tool.input_of(self.text)
         return [
-            self._event("response.custom_tool_call_input.delta", delta=text),
+            *([self._delta(text)] if self._tool.form is None else ()),
             self._event("response.custom_tool_call_input.done", input=text),
             *super().close(status),
         ]
+
+    def _delta(self, text: str) -> Json:
+        return self._event("response.custom_tool_call_input.delta", delta=text)
 
     def item(self, status: str) -> Json:
         """See OutputItem."""
@@ -233,7 +241,7 @@ class CustomCallItem(OutputItem):
             "status": status,
             "call_id": self.call_id,
             "name": self._tool.name,
-            "input": "" if status == "in_progress" else custom_input(self.text),
+            "input": "" if status == "in_progress" else self._tool.input_of(self.text),
         }
         return item if self._tool.namespace is None else {**item, "namespace": self._tool.namespace}
 

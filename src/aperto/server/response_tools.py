@@ -8,7 +8,17 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, cast, get_args
 
-from aperto.harmony import BROWSER, PYTHON, FunctionTool
+from aperto.harmony import (
+    BROWSER,
+    COMMENTARY,
+    PYTHON,
+    FunctionTool,
+    Lark,
+    Message,
+    Regex,
+    Role,
+)
+from aperto.harmony.messages import call
 from aperto.harmony.render import FUNCTIONS
 from aperto.harmony.rules import CallRule, ToolChoice
 from aperto.server.errors import ApiError
@@ -16,15 +26,15 @@ from aperto.server.errors import ApiError
 Json = dict[str, Any]
 
 
-def _custom_parameters(pattern: str | None) -> Json:
-    """Arguments of a custom tool, whose text travels as the one field of a JSON object."""
-    text = {"type": "string", "description": "The whole input, as plain text."}
-    return {
-        "type": "object",
-        "properties": {"input": text | ({"pattern": pattern} if pattern else {})},
-        "required": ["input"],
-        "additionalProperties": False,
-    }
+# Arguments of a custom tool without a grammar: gpt-oss was trained to call functions with JSON.
+_CUSTOM_PARAMETERS: Json = {
+    "type": "object",
+    "properties": {
+        "input": {"type": "string", "description": "The whole input, as plain text."},
+    },
+    "required": ["input"],
+    "additionalProperties": False,
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -41,11 +51,31 @@ class WireTool:
     """What the model is told; its name is unique within the request."""
     strict: bool
     """Whether the arguments must fit the schema and nothing more."""
+    form: Regex | Lark | None = None
+    """Form of a custom tool's input, which then is the call's text as it is."""
 
     @property
     def recipient(self) -> str:
         """Whom a call goes to in harmony."""
         return f"{FUNCTIONS}.{self.function.name}"
+
+    @property
+    def rule(self) -> CallRule:
+        """What the turn's grammar holds a call to."""
+        if self.form is not None:
+            return CallRule(recipient=self.recipient, text=self.form)
+        parameters = self.function.parameters or {"type": "object", "properties": {}}
+        return CallRule(recipient=self.recipient, parameters=parameters, strict=self.strict)
+
+    def input_of(self, text: str) -> str:
+        """The input in the text of a call; all of it, where the JSON around it is missing."""
+        return text if self.form is not None else custom_input(text)
+
+    def call_of(self, given: str) -> Message:
+        """The call with an input, as the model would have written it."""
+        if self.form is None:
+            return call(self.recipient, json.dumps({"input": given}, ensure_ascii=False))
+        return Message(Role.ASSISTANT, given, channel=COMMENTARY, recipient=self.recipient)
 
 
 SERVED_TYPES = {
@@ -113,14 +143,7 @@ class ToolTable:
     @property
     def calls(self) -> tuple[CallRule, ...]:
         """What the turn's grammar lets the model call."""
-        return tuple(
-            CallRule(
-                recipient=tool.recipient,
-                parameters=tool.function.parameters or {"type": "object", "properties": {}},
-                strict=tool.strict,
-            )
-            for tool in self._by_recipient.values()
-        )
+        return tuple(tool.rule for tool in self._by_recipient.values())
 
     def of(self, recipient: str) -> WireTool:
         """The tool behind a recipient; one that the model made up is a function of that name."""
@@ -241,19 +264,15 @@ class ToolTable:
         return bool(kept)
 
     def _custom(self, tool: Json, namespace: str | None) -> WireTool:
-        shape = tool.get("format")
-        pattern: str | None = None
-        if isinstance(shape, Mapping) and shape.get("type") == "grammar":
-            if shape.get("syntax") == "regex" and isinstance(shape.get("definition"), str):
-                pattern = f"^(?:{shape['definition']})$"
-            else:
-                self.warnings.append(f"tools.{tool['name']}: its input is not held to its grammar")
-        described = FunctionTool(
-            _flat(tool["name"], namespace),
-            str(tool.get("description") or ""),
-            _custom_parameters(pattern),
-        )
-        return WireTool("custom", tool["name"], namespace, described, True)
+        name, description = tool["name"], str(tool.get("description") or "")
+        form = _form(tool.get("format"))
+        if form is None and _is_grammar(tool.get("format")):
+            self.warnings.append(f"tools.{name}: its format cannot be read; any text is allowed")
+        parameters: Json | None = _CUSTOM_PARAMETERS
+        if form is not None:
+            parameters, description = None, _with_form(description, form)
+        described = FunctionTool(_flat(name, namespace), description, parameters)
+        return WireTool("custom", name, namespace, described, True, form)
 
     def _skip(self, warning: str, name: object) -> bool:
         self.warnings.append(warning)
@@ -269,6 +288,36 @@ def custom_input(arguments: str) -> str:
         return arguments
     text = value.get("input") if isinstance(value, dict) else None
     return text if isinstance(text, str) else arguments
+
+
+def _is_grammar(shape: object) -> bool:
+    return isinstance(shape, Mapping) and shape.get("type") == "grammar"
+
+
+def _form(shape: object) -> Regex | Lark | None:
+    """The grammar of a custom tool's `format`; Chat Completions nests it once more."""
+    if not isinstance(shape, Mapping) or shape.get("type") != "grammar":
+        return None
+    nested = shape.get("grammar")
+    inner = nested if isinstance(nested, Mapping) else shape
+    definition = inner.get("definition")
+    if not isinstance(definition, str):
+        return None
+    match inner.get("syntax"):
+        case "regex":
+            return Regex(definition)
+        case "lark":
+            return Lark(definition)
+    return None
+
+
+def _with_form(description: str, form: Regex | Lark) -> str:
+    """A tool's description with the form that its input must have."""
+    if isinstance(form, Regex):
+        told = f"Called with plain text, not JSON, that matches this expression: {form.pattern}"
+    else:
+        told = f"Called with plain text, not JSON, of this Lark grammar:\n{form.grammar}"
+    return "\n".join(filter(None, (description, told)))
 
 
 def _objects(value: object) -> list[Json]:
