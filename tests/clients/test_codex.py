@@ -70,7 +70,8 @@ def items(events):
 
 
 def test_a_patch_is_applied_and_looked_at(codex, project, tmp_path):
-    patch = thinks("One line changes.") + calls("apply_patch", input=PATCH)
+    header = "<|channel|>commentary to=functions.apply_patch<|message|>"
+    patch = thinks("One line changes.") + f"{header}{PATCH}<|call|>"
     with replaying(tmp_path, patch, READ, DONE) as (url, chat):
         events = execute(codex, url, project)
         shown = chat.prompt_text(2)
@@ -96,7 +97,8 @@ def test_the_catalogue_is_taken_without_complaint(codex, project, tmp_path):
         shown = chat.prompt_text()
     assert [item["type"] for item in items(events)] == ["agent_message"]
     assert "You are a coding agent in a terminal" in shown
-    assert "type apply_patch = (_: {" in shown
+    assert "// Called with plain text, not JSON, of this Lark grammar:" in shown
+    assert "type apply_patch = () => any;" in shown
 
 
 @pytest.mark.parametrize(
