@@ -2,7 +2,8 @@
 
 Parameter names are the canonical names of `aperto.formats`, so a state dict and a checkpoint
 hold the same keys. Expert weights are dense [expert, row, column] tensors whose values MXFP4
-may or may not hold; whoever trains decides when to round them.
+may or may not hold, and whoever trains decides when to round them; or they stay packed and frozen
+(`from_checkpoint(..., packed=True)`), as they lie in the checkpoint.
 
 The residual stream is float32; everything else has the dtype of the parameters.
 
@@ -13,15 +14,26 @@ Q query heads, K key/value heads, D head width, E experts, I width inside an exp
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from aperto.adapt.experts import PackedExperts
 from aperto.config import LayerConfig, ModelConfig, RopeConfig
-from aperto.formats import Checkpoint
+from aperto.formats.checkpoint import TensorSource
+from aperto.formats.names import is_expert_weight
+from aperto.formats.tensor import DType
+from aperto.formats.tensor import Tensor as StoredTensor
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def widen(x: Tensor) -> Tensor:
+    """At least float32; float64 stays, so that gradients can be checked by finite differences."""
+    return x if x.dtype is torch.float64 else x.float()
 
 
 class RMSNorm(nn.Module):
@@ -34,9 +46,9 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last axis of `x` [..., H]; the result has the dtype of the weight."""
-        full = x.float()
+        full = widen(x)
         scale = torch.rsqrt(full.square().mean(-1, keepdim=True) + self.eps)
-        return (full * scale * self.weight.float()).to(self.weight.dtype)
+        return (full * scale * widen(self.weight)).to(self.weight.dtype)
 
 
 def rope_frequencies(rope: RopeConfig, head_dim: int) -> tuple[Tensor, float]:
@@ -70,7 +82,7 @@ def rope_tables(config: ModelConfig, positions: Tensor) -> tuple[Tensor, Tensor]
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the two halves of each head of `x` [B, heads, T, D] by cos, sin [B, 1, T, D/2]."""
-    first, second = x.float().chunk(2, dim=-1)
+    first, second = widen(x).chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), -1).to(x.dtype)
 
 
@@ -93,8 +105,8 @@ def softmax_with_sinks(scores: Tensor, sinks: Tensor, mask: Tensor) -> Tensor:
 
     The sinks' own shares are dropped, so a row sums to less than 1. Computed in float32.
     """
-    full = scores.float().masked_fill(~mask, -1e30)
-    sink = sinks.float()[None, :, None, None]
+    full = widen(scores).masked_fill(~mask, -1e30)
+    sink = widen(sinks)[None, :, None, None]
     top = torch.maximum(full.amax(-1, keepdim=True), sink)
     shares = torch.exp(full - top)
     return (shares / (shares.sum(-1, keepdim=True) + torch.exp(sink - top))).to(scores.dtype)
@@ -140,8 +152,8 @@ class Attention(nn.Module):
 
 def swiglu(pairs: Tensor, limit: float) -> Tensor:
     """gpt-oss's clamped SwiGLU, in float32 inside; [M, 2I] (even gate, odd up) -> [M, I]."""
-    gate = pairs[:, 0::2].float().clamp(max=limit)
-    up = pairs[:, 1::2].float().clamp(-limit, limit)
+    gate = widen(pairs[:, 0::2]).clamp(max=limit)
+    up = widen(pairs[:, 1::2]).clamp(-limit, limit)
     return (gate * torch.sigmoid(1.702 * gate) * (up + 1)).to(pairs.dtype)
 
 
@@ -151,7 +163,7 @@ def combine(rows: Tensor, logits: Tensor) -> Tensor:
     Weighted by the softmax of its k router `logits` [N, k].
     """
     shares = logits.softmax(-1)[..., None]
-    return (rows.view(*logits.shape, -1).float() * shares).sum(1)
+    return (widen(rows.view(*logits.shape, -1)) * shares).sum(1)
 
 
 class ExpertLinear(nn.Module):
@@ -161,6 +173,12 @@ class ExpertLinear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(num_experts, rows, columns))
         self.bias = nn.Parameter(torch.zeros(num_experts, rows))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Experts, outputs, inputs."""
+        num_experts, rows, columns = self.weight.shape
+        return num_experts, rows, columns
 
     def forward(self, x: Tensor, counts: list[int]) -> Tensor:
         """x [M, in], sorted by expert, `counts` rows each -> [M, out]."""
@@ -183,7 +201,7 @@ class Moe(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [B, T, H] -> what the experts add to it."""
         t = self.norm(x).flatten(0, 1)
-        logits, chosen = self.router(t).float().topk(self.top_k, dim=-1)  # [N, k]
+        logits, chosen = widen(self.router(t)).topk(self.top_k, dim=-1)  # [N, k]
         order = chosen.flatten().argsort(stable=True)  # the N * k pairs, by expert
         counts = chosen.flatten().bincount(minlength=self.router.out_features).tolist()
         pairs = self.gate_up(t.index_select(0, order // self.top_k), counts)
@@ -212,20 +230,43 @@ class GptOss(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.recompute = False
+        """Whether the backward pass computes each layer again instead of keeping what it needs."""
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, layer) for layer in config.layers)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint) -> GptOss:
-        """The model of a checkpoint, in float32, with its experts dequantised."""
-        model = cls(checkpoint.config)
+    def from_checkpoint(
+        cls,
+        source: TensorSource,
+        *,
+        dtype: torch.dtype = torch.float32,
+        packed: bool = False,
+    ) -> GptOss:
+        """The model of a checkpoint, its parameters in `dtype`.
+
+        `packed` keeps the experts in MXFP4, frozen, and all that is stored in `dtype` where it lies
+        in the mapped file; else experts are dequantised. Packed, experts must be MXFP4 (see
+        `formats.quantize_experts`).
+        """
+        with torch.device("meta"):
+            model = cls(source.config)
         state = {
-            name: torch.from_numpy(checkpoint.tensor(name).to_float32().copy())
-            for name in checkpoint.names()
+            name: _parameter(source.tensor(name), dtype)
+            for name in source.names()
+            if not (packed and is_expert_weight(name))
         }
-        model.load_state_dict(state)
+        model.load_state_dict(state, strict=not packed, assign=True)
+        if packed:
+            for index, layer in enumerate(model.layers):
+                for part in ("gate_up", "down"):
+                    tensor = source.tensor(f"layers.{index}.moe.{part}.weight")
+                    assert tensor.scales is not None, "experts are MXFP4"
+                    bias = getattr(layer.moe, part).bias.detach()
+                    packed_part = PackedExperts(tensor.data, tensor.scales, bias, dtype)
+                    setattr(layer.moe, part, packed_part)
         return model
 
     def forward(
@@ -247,10 +288,45 @@ class GptOss(nn.Module):
             segments = torch.zeros_like(token_ids)
         cos, sin = rope_tables(self.config, positions_within(segments))
         masks = {w: attention_mask(w, segments) for w in {c.window for c in self.config.layers}}
-        x: Tensor = self.embedding(token_ids).float()
+        x: Tensor = widen(self.embedding(token_ids))
         for layer, settings in zip(self.layers, self.config.layers, strict=True):
-            x = layer(x, cos[:, None], sin[:, None], masks[settings.window], attend)
+            inputs = (x, cos[:, None], sin[:, None], masks[settings.window], attend)
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(layer, *inputs, use_reentrant=False)
+            else:
+                x = layer(*inputs)
         return x
+
+    def loss(
+        self, token_ids: Tensor, weights: Tensor, segments: Tensor | None = None, chunk: int = 64
+    ) -> Tensor:
+        """Sum of -weight * log probability of the tokens [B, T] but the first of each row.
+
+        `weights` [B, T] is each token's own, 0 where it is not learnt. Logits are made for `chunk`
+        tokens at a time, and made again for their gradient, so that never all of them exist.
+        """
+        rows = self.norm(self.hidden(token_ids, segments))[:, :-1].flatten(0, 1)
+        targets, weight = token_ids[:, 1:].flatten(), weights[:, 1:].flatten().float()
+        learnt = weight.nonzero().squeeze(-1)
+        total = widen(rows.new_zeros(()))
+        for part in learnt.split(chunk):
+            total = total + checkpoint(
+                self._cross_entropy, rows[part], targets[part], weight[part], use_reentrant=False
+            )
+        return total
+
+    def _cross_entropy(self, rows: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
+        logits = widen(self.head(rows))
+        return (nn.functional.cross_entropy(logits, targets, reduction="none") * weight).sum()
+
+
+def _parameter(tensor: StoredTensor, dtype: torch.dtype) -> Tensor:
+    """A stored tensor's values; a view of its memory where that holds them as they are."""
+    if dtype is torch.bfloat16 and tensor.dtype is DType.BF16:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # the map is read-only, as it should be
+            return torch.from_numpy(tensor.data).view(torch.bfloat16)
+    return torch.from_numpy(tensor.to_float32().copy()).to(dtype)
 
 
 def positions_within(segments: Tensor) -> Tensor:

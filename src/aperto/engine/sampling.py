@@ -32,7 +32,7 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     """Subtracted once for each time a token was generated before, in [-2, 2]."""
     repetition_penalty: float = 1.0
-    """Divides positive and multiplies negative logits of tokens in prompt or answer; > 0."""
+    """Divides positive and multiplies negative logits of tokens in prompt or answer; 0.01 to 100."""
     logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
     """Token id to a value added to its logit."""
     seed: int | None = None
@@ -44,7 +44,7 @@ class SamplingParams:
         self._require_range("min_p", 0.0, 1.0)
         self._require_range("presence_penalty", -2.0, 2.0)
         self._require_range("frequency_penalty", -2.0, 2.0)
-        self._require_range("repetition_penalty", 0.0, math.inf, open_low=True)
+        self._require_range("repetition_penalty", 0.01, 100.0)
         if not _is_int(self.top_k) or self.top_k < 0:
             raise ConfigError(f"top_k is {self.top_k!r}; expected an integer >= 0 (0 keeps all)")
         if self.seed is not None and not _is_int(self.seed):

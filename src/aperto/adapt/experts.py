@@ -1,0 +1,132 @@
+"""Experts kept in MXFP4 while the rest of the model is trained: straight from the mapped file.
+
+Each expert's matrix is decoded when its rows are multiplied, in the forward pass, in its
+recomputation, and for the gradient of the input. It is frozen, so it needs none of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from aperto import native
+
+VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+_DECODE = {torch.float32: native.decode_mxfp4, torch.bfloat16: native.decode_mxfp4_bf16}
+
+
+def decode_plain(blocks: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    """Values [out, in] of blocks [out, in/32, 16] and scales [out, in/32], on any device.
+
+    The reference of the native decoder, and what other devices use.
+    """
+    table = torch.tensor(VALUES, dtype=torch.float32, device=blocks.device)
+    pairs = torch.stack((blocks & 15, blocks >> 4), dim=-1).flatten(-2)  # [out, in/32, 32]
+    powers = torch.exp2(scales.float() - 127)[..., None]
+    return (table[pairs.long()] * powers).flatten(-2).to(dtype)
+
+
+class PackedExperts(nn.Module):
+    """Like `model.ExpertLinear`, with the weight in MXFP4 and frozen.
+
+    Args:
+        blocks: [E, out, in/32, 16], bytes of two codes; may be a view of a mapped file.
+        scales: [E, out, in/32], exponents.
+        bias: [E, out].
+        dtype: of activations and of decoded weights, bfloat16 or float32.
+    """
+
+    blocks: Tensor
+    scales: Tensor
+
+    def __init__(
+        self,
+        blocks: NDArray[np.uint8],
+        scales: NDArray[np.uint8],
+        bias: Tensor,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("blocks", _view(blocks), persistent=False)
+        self.register_buffer("scales", _view(scales), persistent=False)
+        self.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
+        self.dtype = dtype
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Experts, outputs, inputs."""
+        num_experts, rows, num_blocks = self.scales.shape
+        return num_experts, rows, num_blocks * 32
+
+    def matrix(self, expert: int) -> Tensor:
+        """The weight [out, in] of one expert."""
+        blocks, scales = self.blocks[expert], self.scales[expert]
+        if blocks.device.type != "cpu":
+            return decode_plain(blocks, scales, self.dtype)
+        return _decode_on_cpu(blocks, scales, self.dtype)
+
+    def forward(self, x: Tensor, counts: list[int]) -> Tensor:
+        """x [M, in], sorted by expert, `counts` rows each -> [M, out]."""
+        parts = []
+        for expert, rows in enumerate(x.split(counts)):
+            if len(rows):
+                product: Tensor = _Frozen.apply(rows, self, expert)  # type: ignore[no-untyped-call]
+                parts.append(product + self.bias[expert])
+        return torch.cat(parts)
+
+
+class _Frozen(torch.autograd.Function):
+    """rows @ weight.T for one expert's frozen weight, which is decoded again for the gradient."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: torch.autograd.function.FunctionCtx, rows: Tensor, experts: PackedExperts, expert: int
+    ) -> Tensor:
+        """rows [m, in] -> [m, out]."""
+        ctx.experts, ctx.expert = experts, expert  # type: ignore[attr-defined]
+        return rows @ experts.matrix(expert).T
+
+    @staticmethod
+    def backward(  # type: ignore[override]
+        ctx: torch.autograd.function.FunctionCtx, gradient: Tensor
+    ) -> tuple[Tensor, None, None]:
+        """gradient [m, out] -> [m, in]."""
+        weight = ctx.experts.matrix(ctx.expert)  # type: ignore[attr-defined]
+        return gradient @ weight, None, None
+
+
+def _view(array: NDArray[np.uint8]) -> Tensor:
+    """A tensor over the same memory, which nobody writes to; mapped files are read-only."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(array)
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(thread_name_prefix="aperto-decode")
+
+
+def _decode_on_cpu(blocks: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    """The native decoder on as many threads as torch uses."""
+    rows, num_blocks = scales.shape
+    out = torch.empty(rows, num_blocks * 32, dtype=dtype)
+    target = out.view(torch.uint16).numpy() if dtype is torch.bfloat16 else out.numpy()
+    source, exponents = blocks.numpy(), scales.numpy()
+    step = -(-rows // torch.get_num_threads())
+
+    def decode(begin: int) -> None:
+        part = slice(begin, begin + step)
+        _DECODE[dtype](source[part], exponents[part], target[part])
+
+    if step == rows:
+        decode(0)
+    else:
+        list(_pool().map(decode, range(0, rows, step)))
+    return out
