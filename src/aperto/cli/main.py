@@ -21,6 +21,7 @@ from aperto.cli import (
     pull,
     report,
     serve,
+    trace,
     vet,
 )
 from aperto.cli.app import AppGroup, invocation_of
@@ -64,7 +65,7 @@ def program(
     invocation_of(ctx).log_level = log_level and log_level.value
 
 
-for module in (chat, serve, models, pull, info, check, convert, merge, bench, report):
+for module in (chat, serve, models, pull, info, check, convert, merge, trace, bench, report):
     module.add_to(app)
 app.add_typer(cache.app, name="cache", cls=AppGroup)
 app.add_typer(config.app, name="config", cls=AppGroup)
