@@ -101,6 +101,8 @@ def _local_name(wanted: str, served: Services) -> str:
         name, adapter = served.pool.resolve(wanted)
         if wanted and adapter is None:
             return name
+        if adapter in served.pool.adapters(name):
+            return f"{name}:{adapter}"
     except ApiError:
         pass  # not served; it may still be on this machine
     if wanted in [entry.name for entry in list_models()]:
