@@ -1,9 +1,11 @@
+from types import SimpleNamespace
+
 import pytest
 from tests.server.responses_kit import WEATHER
 
-from aperto.harmony import CallRule, Lark, Regex, TurnRules
+from aperto.harmony import BROWSER, PYTHON, CallRule, Lark, Regex, TurnRules
 from aperto.server.errors import ApiError
-from aperto.server.response_tools import ToolTable, custom_input, served_types
+from aperto.server.response_tools import Choice, ToolTable, custom_input, served_types
 
 HOSTED = [
     {"type": kind}
@@ -82,8 +84,9 @@ def test_strict_only_where_asked_for():
 )
 def test_choices(choice, expected):
     table = ToolTable([WEATHER, CUSTOM, {"type": "web_search"}])
-    assert table.choice(choice) == expected
-    TurnRules(calls=table.calls, tool_choice=expected[0], allowed=expected[1])
+    assert table.choice(choice) == Choice(*expected)
+    rules = table.choice(choice).rules(TurnRules(calls=table.calls), ())
+    assert (rules.tool_choice, rules.allowed) == expected
 
 
 @pytest.mark.parametrize("choice", ["any", {"type": "function", "name": "nothing"}])
@@ -95,7 +98,7 @@ def test_a_choice_of_what_is_not_there_is_a_400(choice):
 
 def test_a_call_cannot_be_required_where_there_is_nothing_to_call():
     table = ToolTable([{"type": "web_search"}])
-    assert table.choice("required") == ("auto", None)
+    assert table.choice("required") == Choice("auto")
     assert len(table.warnings) == 2
 
 
@@ -114,6 +117,40 @@ def test_tools_of_the_server_are_asked_for_by_type():
     assert table.wanted == ["mcp:one", "mcp:two"]
     assert [tool["type"] for tool in table.echo] == ["mcp"]
     assert len(table.warnings) == 1
+
+
+CODE = {"type": "code_interpreter", "container": {"type": "auto"}}
+SEARCH = {"type": "web_search"}
+
+
+@pytest.mark.parametrize(
+    ("choice", "mode", "allowed"),
+    [
+        ("required", "required", None),
+        ("none", "none", None),
+        ({"type": "code_interpreter"}, "required", {"python"}),
+        ({"type": "function", "name": "get_weather"}, "required", {"functions.get_weather"}),
+        (
+            {
+                "type": "allowed_tools",
+                "tools": [{"type": "function", "name": "get_weather"}, SEARCH],
+            },
+            "auto",
+            {"functions.get_weather", "browser.search", "browser.open", "browser.find"},
+        ),
+        ({"type": "allowed_tools", "mode": "required", "tools": [CODE]}, "required", {"python"}),
+    ],
+)
+def test_choices_among_tools_of_the_server(choice, mode, allowed):
+    table = ToolTable([WEATHER, CODE, SEARCH], ("python", "browser:docs"))
+    tools = [
+        SimpleNamespace(name=space.name, namespace=space, functions=())
+        for space in (PYTHON, BROWSER)
+    ]
+    rules = table.choice(choice).rules(TurnRules(calls=table.calls), tools)
+    assert (rules.tool_choice, rules.allowed and set(rules.allowed)) == (mode, allowed)
+    assert len(rules.calls) == 1 + 1 + 3
+    assert table.warnings == []
 
 
 def test_no_mcp_server_of_the_client_is_called():

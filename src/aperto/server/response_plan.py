@@ -17,7 +17,7 @@ from aperto.server.errors import ApiError
 from aperto.server.moderations import Judge, asked_judge
 from aperto.server.pool import Lease
 from aperto.server.response_input import InputReader, own_items
-from aperto.server.response_tools import ToolTable
+from aperto.server.response_tools import Choice, ToolTable
 from aperto.server.services import Services
 from aperto.server.store import UNFINISHED
 from aperto.server.wire_responses import Json, ReasoningConfig, ResponsesRequest, response_body
@@ -57,8 +57,10 @@ class Plan:
     """The tools it offers."""
     conversation: Conversation
     """What was said."""
+    choice: Choice
+    """Whether and whom the model may call."""
     options: ChatOptions
-    """How to answer."""
+    """How to answer; the choice comes in when the server's tools are open."""
     body: Json
     """The response object before anything was generated."""
     is_reasoning_hidden: bool
@@ -67,12 +69,13 @@ class Plan:
     """Judges the input and what is answered, where asked for."""
 
     def fitted(self, lease: Lease, tools: Sequence[Tool] = ()) -> tuple[ChatOptions, str | None]:
-        """The options with the server's tools, and max_tokens cut to what the context has room for.
+        """The options with the choice and the server's tools, max_tokens cut to the context's room.
 
         The second value is a warning where it was cut. A prompt that leaves no room is not cut:
         submitting it raises ContextLengthError.
         """
-        options = dataclasses.replace(self.options, tools=tuple(tools))
+        rules = self.choice.rules(self.options.rules or TurnRules(), tools)
+        options = dataclasses.replace(self.options, tools=tuple(tools), rules=rules)
         wanted = options.max_tokens
         if wanted is None:
             return options, None
@@ -118,6 +121,7 @@ async def make_plan(
     is_served = request.max_tool_calls != 0
     table = ToolTable(request.tools, served.settings.tools if is_served else ())
     answer, announced = _answer_format(request, table.warnings)
+    choice = table.choice(request.tool_choice)
     options = _options(request, served, table, answer)
     reader = InputReader(table, served.sealer, served.recall)
     formats = (announced,) if announced is not None else ()
@@ -136,6 +140,7 @@ async def make_plan(
         own=own,
         table=table,
         conversation=conversation,
+        choice=choice,
         options=options,
         body=body,
         is_reasoning_hidden=(request.reasoning or ReasoningConfig()).exclude,
@@ -216,7 +221,6 @@ def _options(
 ) -> ChatOptions:
     reasoning = request.reasoning or ReasoningConfig()
     effort, has_reasoning = effort_from(reasoning.effort)
-    choice, allowed = table.choice(request.tool_choice)
     budget = reasoning.max_tokens
     most = 1 if request.generate is False else request.max_output_tokens
     is_followed = bool(request.stream or request.background)
@@ -230,8 +234,6 @@ def _options(
         num_top_logprobs=request.top_logprobs or 0,
         rules=TurnRules(
             calls=table.calls,
-            tool_choice=choice,
-            allowed=allowed,
             parallel_calls=request.parallel_tool_calls is not False,
             reasoning=has_reasoning,
             answer=answer,

@@ -20,8 +20,10 @@ from aperto.harmony import (
 )
 from aperto.harmony.messages import call
 from aperto.harmony.render import FUNCTIONS
-from aperto.harmony.rules import CallRule, ToolChoice
+from aperto.harmony.rules import CallRule, ToolChoice, TurnRules
 from aperto.server.errors import ApiError
+from aperto.tool_rounds import call_rules
+from aperto.tools.tool import Tool
 
 Json = dict[str, Any]
 
@@ -107,6 +109,31 @@ def served_recipient(name: str) -> str:
     return f"{FUNCTIONS}.{name}"
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Choice:
+    """Whether the model may or must call, and whom."""
+
+    mode: ToolChoice
+    """Whether it may, must not or must."""
+    allowed: tuple[str, ...] | None = None
+    """Recipients that it may call, where not all of them."""
+    served: tuple[str, ...] = ()
+    """Names of the server's tools that it may call beside those."""
+
+    def rules(self, rules: TurnRules, tools: Iterable[Tool]) -> TurnRules:
+        """The rules of a turn with the server's tools, once these are open, and this choice."""
+        known = {rule.recipient for rule in rules.calls}
+        calls, allowed = list(rules.calls), self.allowed
+        for tool in tools:
+            added = [rule for rule in call_rules(tool) if rule.recipient not in known]
+            calls += added
+            if allowed is not None and tool.name.partition(":")[0] in self.served:
+                allowed += tuple(rule.recipient for rule in added)
+        is_possible = bool(calls if allowed is None else allowed)
+        mode = self.mode if is_possible or self.mode != "required" else "auto"
+        return dataclasses.replace(rules, calls=tuple(calls), tool_choice=mode, allowed=allowed)
+
+
 class ToolTable:
     """The tools of one request.
 
@@ -158,26 +185,26 @@ class ToolTable:
         known = self._find(name, namespace)
         return known.recipient if known else f"{FUNCTIONS}.{_flat(name, str(namespace or ''))}"
 
-    def choice(
-        self, choice: str | Mapping[str, Any] | None
-    ) -> tuple[ToolChoice, tuple[str, ...] | None]:
+    def choice(self, choice: str | Mapping[str, Any] | None) -> Choice:
         """Whether the model may or must call, and whom, where that is not left to it.
 
         Raises ApiError (400) for a choice that is not known or names a function that is not there.
         """
         if choice is None or isinstance(choice, str):
-            return self._plain_choice(choice or "auto"), None
+            return Choice(self._plain_choice(choice or "auto"))
         kind = choice.get("type")
         if kind == "allowed_tools":
             return self._allowed(choice)
+        if self._is_wanted(kind):
+            return Choice("required", (), (SERVED_TYPES[str(kind)],))
         if kind in ("function", "custom"):
             tool = self._named(choice)
-            return ("required", (tool.recipient,)) if tool else ("auto", None)
+            return Choice("required", (tool.recipient,)) if tool else Choice("auto")
         self.warnings.append(f"tool_choice: type {kind!r} cannot be served; 'auto' is used")
-        return "auto", None
+        return Choice("auto")
 
     def _plain_choice(self, choice: str) -> ToolChoice:
-        if choice == "required" and not self._by_recipient:
+        if choice == "required" and not self._by_recipient and not self.wanted:
             self.warnings.append("tool_choice: 'required' without a tool to call; 'auto' is used")
             return "auto"
         for known in get_args(ToolChoice):
@@ -190,13 +217,21 @@ class ToolTable:
             param="tool_choice",
         )
 
-    def _allowed(self, choice: Mapping[str, Any]) -> tuple[ToolChoice, tuple[str, ...] | None]:
+    def _allowed(self, choice: Mapping[str, Any]) -> Choice:
         entries = _objects(choice.get("tools"))
-        tools = [tool for entry in entries if (tool := self._named(entry)) is not None]
-        if not tools:
-            return "none", None
+        kinds = [SERVED_TYPES[e["type"]] for e in entries if self._is_wanted(e.get("type"))]
+        others = [entry for entry in entries if not self._is_wanted(entry.get("type"))]
+        tools = [tool for entry in others if (tool := self._named(entry)) is not None]
+        if not tools and not kinds:
+            return Choice("none")
         mode = self._plain_choice(str(choice.get("mode") or "auto"))
-        return mode, tuple(dict.fromkeys(tool.recipient for tool in tools))
+        recipients = dict.fromkeys(tool.recipient for tool in tools)
+        return Choice(mode, tuple(recipients), tuple(dict.fromkeys(kinds)))
+
+    def _is_wanted(self, kind: object) -> bool:
+        """Whether a type is that of a tool of the server that the request asks for."""
+        specs = self._served.get(SERVED_TYPES.get(str(kind), ""), ())
+        return any(spec in self.wanted for spec in specs)
 
     def _named(self, entry: Mapping[str, Any]) -> WireTool | None:
         """The tool that a choice names; None, with a warning, where it was skipped."""
