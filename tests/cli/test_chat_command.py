@@ -26,7 +26,7 @@ def loaded(monkeypatch):
     asked = []
     model = ScriptedModel(ScriptedChat(ANSWER))
 
-    def load(name, settings):
+    def load(name, settings, adapters):
         asked.append((name, settings))
         return model
 
@@ -152,3 +152,16 @@ def test_a_prompt_that_does_not_fit_gives_the_numbers(aperto, tiny):
     result = aperto("chat", str(tiny), "word " * 300, "--context", "256")
     assert result.exit_code == 1
     assert "256" in result.stderr
+
+
+def test_an_intervention_answers_and_says_that_it_is_not_vetted(aperto, tiny, tmp_path):
+    change = {"point": "layers.*.moe.topk", "count": 1}
+    path = tmp_path / "one.json"
+    path.write_text(json.dumps({"format": "aperto-variant", "version": 1, "changes": [change]}))
+    common = ("chat", str(tiny), "Hi", "--json", "--seed", "1", "--max-tokens", "20")
+    plain, varied = aperto(*common), aperto(*common, "--adapter", str(path))
+    assert plain.exit_code == varied.exit_code == 0
+    assert "one, vetted: no" in varied.stderr and "vetted" not in plain.stderr
+    assert json.loads(plain.stdout) != json.loads(varied.stdout)
+    missing = aperto(*common, "--adapter", str(tmp_path / "none"))
+    assert missing.exit_code != 0 and "is no variant" in missing.stderr

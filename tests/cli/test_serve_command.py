@@ -85,6 +85,13 @@ def test_mistakes_are_told_before_anything_is_loaded(aperto, arguments, message)
     assert result.exit_code == 2 and message in result.output
 
 
+def test_adapters_have_a_name_and_a_folder(aperto):
+    for wrong in (["law"], ["=law"], ["law="], ["law=a", "law=b"], ["a/b=c"]):
+        options = [part for option in wrong for part in ("--adapter", option)]
+        result = aperto("serve", "nano", *options)
+        assert result.exit_code == 2 and "adapter" in result.stderr
+
+
 def test_where_prompts_are_saved(tmp_path, monkeypatch):
     assert _prompt_folder("off", tmp_path) is None
     assert _prompt_folder("on", tmp_path) == tmp_path / "prompts"
