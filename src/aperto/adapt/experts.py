@@ -7,6 +7,7 @@ recomputation, and for the gradient of the input. It is frozen, so it needs none
 from __future__ import annotations
 
 import functools
+import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,7 +19,6 @@ from torch import Tensor, nn
 from aperto import native
 
 VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
-_DECODE = {torch.float32: native.decode_mxfp4, torch.bfloat16: native.decode_mxfp4_bf16}
 
 
 def decode_plain(blocks: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
@@ -65,7 +65,7 @@ class PackedExperts(nn.Module):
         return num_experts, rows, num_blocks * 32
 
     def matrix(self, expert: int) -> Tensor:
-        """The weight [out, in] of one expert."""
+        """The weight [out, in] of one expert; on a CPU valid until this thread's next call."""
         blocks, scales = self.blocks[expert], self.scales[expert]
         if blocks.device.type != "cpu":
             return decode_plain(blocks, scales, self.dtype)
@@ -76,7 +76,7 @@ class PackedExperts(nn.Module):
         parts = []
         for expert, rows in enumerate(x.split(counts)):
             if len(rows):
-                product: Tensor = _Frozen.apply(rows, self, expert)  # type: ignore[no-untyped-call]
+                product: Tensor = _Frozen.apply(rows, self, expert)
                 parts.append(product + self.bias[expert])
         return torch.cat(parts)
 
@@ -85,7 +85,7 @@ class _Frozen(torch.autograd.Function):
     """rows @ weight.T for one expert's frozen weight, which is decoded again for the gradient."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: torch.autograd.function.FunctionCtx, rows: Tensor, experts: PackedExperts, expert: int
     ) -> Tensor:
         """rows [m, in] -> [m, out]."""
@@ -93,7 +93,7 @@ class _Frozen(torch.autograd.Function):
         return rows @ experts.matrix(expert).T
 
     @staticmethod
-    def backward(  # type: ignore[override]
+    def backward(
         ctx: torch.autograd.function.FunctionCtx, gradient: Tensor
     ) -> tuple[Tensor, None, None]:
         """gradient [m, out] -> [m, in]."""
@@ -113,17 +113,32 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(thread_name_prefix="aperto-decode")
 
 
+_local = threading.local()
+
+
+def _scratch(size: int, dtype: torch.dtype) -> Tensor:
+    """Memory of this thread that is used again: fresh pages cost more than decoding into them."""
+    kept: Tensor | None = getattr(_local, str(dtype), None)
+    if kept is None or len(kept) < size:
+        kept = torch.empty(size, dtype=dtype)
+        setattr(_local, str(dtype), kept)
+    return kept[:size]
+
+
 def _decode_on_cpu(blocks: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
     """The native decoder on as many threads as torch uses."""
     rows, num_blocks = scales.shape
-    out = torch.empty(rows, num_blocks * 32, dtype=dtype)
+    out = _scratch(rows * num_blocks * 32, dtype).view(rows, num_blocks * 32)
     target = out.view(torch.uint16).numpy() if dtype is torch.bfloat16 else out.numpy()
     source, exponents = blocks.numpy(), scales.numpy()
     step = -(-rows // torch.get_num_threads())
 
     def decode(begin: int) -> None:
         part = slice(begin, begin + step)
-        _DECODE[dtype](source[part], exponents[part], target[part])
+        if dtype is torch.bfloat16:
+            native.decode_mxfp4_bf16(source[part], exponents[part], target[part])
+        else:
+            native.decode_mxfp4(source[part], exponents[part], target[part])
 
     if step == rows:
         decode(0)

@@ -135,11 +135,11 @@ def attach(model: GptOss, config: LoraConfig, seed: int = 0) -> None:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     for index, layer in enumerate(model.layers):
+        chosen = config.experts_of(index, model.config.layers[index].num_experts)
         for target in config.targets:
             part, _, name = target.partition(".")
             module = getattr(layer, part)
             setattr(module, name, LoraLinear(getattr(module, name), config))
-        chosen = config.experts_of(index, layer.moe.router.out_features)
         for target in _EXPERTS if chosen else ():
             name = target.partition(".")[2]
             setattr(layer.moe, name, LoraExperts(getattr(layer.moe, name), chosen, config))

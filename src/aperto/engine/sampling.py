@@ -32,7 +32,7 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     """Subtracted once for each time a token was generated before, in [-2, 2]."""
     repetition_penalty: float = 1.0
-    """Divides positive and multiplies negative logits of tokens in prompt or answer; 0.01 to 100."""
+    """Divides positive and multiplies negative logits of earlier tokens; from 0.01 to 100."""
     logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
     """Token id to a value added to its logit."""
     seed: int | None = None
