@@ -7,10 +7,13 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 from tests.server.responses_kit import (
     ANSWER,
+    CALL,
+    WEATHER,
     ScriptedChat,
     check_events,
     item_types,
     scripted_services,
+    types,
 )
 
 from aperto.server.app import create_app
@@ -58,6 +61,25 @@ def test_turns_on_one_connection_go_on_from_each_other_without_being_stored(tmp_
         create(socket, store=False, input="And 24?", previous_response_id=response["id"])
         check_events(events_of(socket))
         assert "It is 391.<|end|>" in client.chat.prompt_text()
+
+
+def test_a_tool_loop_on_one_connection(tmp_path):
+    with connected(tmp_path, CALL, ANSWER) as (client, socket):
+        create(socket, store=False, tools=[WEATHER])
+        events = events_of(socket)
+        check_events(events)
+        assert "function_call_arguments.delta" in types(events)
+        response = events[-1]["response"]
+        (call,) = [item for item in response["output"] if item["type"] == "function_call"]
+        output = {"type": "function_call_output", "call_id": call["call_id"], "output": "rain"}
+        going_on = {"previous_response_id": response["id"], "input": [output]}
+        create(socket, store=False, tools=[WEATHER], **going_on)
+        events = events_of(socket)
+        check_events(events)
+        assert item_types(events[-1]["response"]) == ["reasoning", "message"]
+        shown = client.chat.prompt_text()
+        assert "17 * 23 is 391.<|end|>" in shown
+        assert "<|start|>functions.get_weather to=assistant<|channel|>commentary" in shown
 
 
 def test_stored_responses_are_known_on_every_connection(tmp_path):
