@@ -105,7 +105,7 @@ def test_nano_is_held_to_a_call_and_errors_have_the_clients_types(tmp_path):
         with pytest.raises(anthropic.AuthenticationError):
             client.messages.create(model="nano", max_tokens=9, messages=[ASKED])
         client.api_key = "secret"
-        options = {"max_tokens": 400, "temperature": 0, "tools": [LOOK_UP]}
+        options = {"max_tokens": 400, "extra_body": {"temperature": 0}, "tools": [LOOK_UP]}
         options["tool_choice"] = {"type": "any"}
         for is_streamed in (False, True):
             message = told(client, is_streamed, model="nano", messages=[ASKED], **options)
