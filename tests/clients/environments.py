@@ -60,11 +60,11 @@ def _make_venv(folder: Path, pins: Path) -> None:
 def _make_modules(folder: Path, pins: Path) -> None:
     folder.mkdir()
     shutil.copy(pins, folder)
-    _run(["npm", "install", "--no-audit", "--no-fund", "--silent"], folder)
+    _run(["npm", "install", "--no-audit", "--no-fund", "--loglevel=error"], folder)
 
 
 def _run(command: list[str], folder: Path) -> None:
-    """Run an installer; where it fails, tests are skipped and its last words are the reason."""
+    """Run an installer; where it fails, tests are skipped and its first error is the reason."""
     try:
         subprocess.run(
             command, cwd=folder, check=True, capture_output=True, text=True, timeout=_TIMEOUT_S
@@ -73,4 +73,5 @@ def _run(command: list[str], folder: Path) -> None:
         pytest.skip(f"{folder.name} was not installed within {_TIMEOUT_S:.0f} s")
     except subprocess.CalledProcessError as error:
         lines = (error.stderr or error.stdout or "no output").strip().splitlines()
-        pytest.skip(f"{folder.name} cannot be installed here: {lines[-1]}")
+        reason = next((line for line in lines if "error" in line.lower()), lines[-1])
+        pytest.skip(f"{folder.name} cannot be installed here: {reason}")
