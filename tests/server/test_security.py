@@ -69,6 +69,19 @@ def test_other_origins_may_not_call_unless_allowed(tmp_path):
     assert response.headers["access-control-allow-origin"] == "https://a.example"
 
 
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", ""])
+def test_bodies_that_a_foreign_page_may_send_unasked_are_not_read(tmp_path, kind):
+    headers = {"origin": "https://evil.example", **({"content-type": kind} if kind else {})}
+
+    async def run():
+        async with client_of(services_of(scripted(ANSWER), tmp_path)) as client:
+            for path in ("/v1/responses", CHAT, "/v1/messages", "/api/chat"):
+                response = await client.post(path, content=b'{"model": "x"}', headers=headers)
+                assert response.status_code == 400, path
+
+    asyncio.run(run())
+
+
 def test_websockets_need_the_key_and_no_foreign_origin(tmp_path):
     services = services_of(scripted(ANSWER), tmp_path, api_keys=("one",))
     with listening(services) as url:
