@@ -111,7 +111,7 @@ def test_without_a_terminal_to_ask_at_it_needs_yes(tmp_path):
 
 
 def test_the_command_opens_and_closes_tools(aperto, chat, tmp_path, monkeypatch):
-    monkeypatch.setattr(local, "load_local", lambda name, settings: ScriptedModel(chat))
+    monkeypatch.setattr(local, "load_local", lambda *given: ScriptedModel(chat))
     spec = f"apply_patch:{tmp_path}"
     refused = aperto("chat", "-p", "Make a file.", "--tool", spec)
     assert refused.exit_code == 2
