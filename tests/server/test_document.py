@@ -6,13 +6,16 @@ import warnings
 
 import pytest
 from hypothesis import HealthCheck, given, settings
-from tests.server.kit import ANSWER, FINAL, listening, scripted, services_of
+from tests.server.kit import FINAL, listening, scripted, services_of
+
+from aperto.server import ServerSettings, Services
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # the package's own imports warn
     import schemathesis
     from schemathesis.checks import not_a_server_error
 
+# Without reasoning, so that the script keeps to the grammar of requests that forbid it.
 PLAIN = f"{FINAL}A summary.<|return|>"
 OPERATIONS = [
     ("/v1/chat/completions", "POST"),
@@ -46,30 +49,41 @@ OPERATIONS = [
 
 @pytest.fixture(scope="module")
 def document(tmp_path_factory):
-    services = services_of(scripted(ANSWER), tmp_path_factory.mktemp("state"))
+    services = services_of(scripted(PLAIN), tmp_path_factory.mktemp("state"))
     with listening(services) as url:
         yield schemathesis.openapi.from_url(f"{url}/openapi.json")
 
 
 @pytest.fixture(scope="module")
-def without_reasoning(tmp_path_factory):
-    """Summaries are held to an answer alone, which a script must then keep to."""
-    services = services_of(scripted(PLAIN), tmp_path_factory.mktemp("plain"))
-    with listening(services) as url:
+def nano(tmp_path_factory):
+    """A real model, whose turns are held by the grammar that each request asks for."""
+    state = tmp_path_factory.mktemp("nano")
+    given = ServerSettings(models=("nano",), context_tokens=512, state_dir=state)
+    with listening(Services.create(given)) as url:
         yield schemathesis.openapi.from_url(f"{url}/openapi.json")
 
 
-@pytest.mark.parametrize(("path", "method"), OPERATIONS)
-def test_no_request_makes_the_server_fail(document, without_reasoning, path, method):
-    described = without_reasoning if path.endswith("/compact") else document
-    operation = described[path][method]
+def check_operation(operation, num_examples):
+    """Made-up requests of one operation, valid and not: none may get a status of 500 or above."""
 
-    @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=num_examples, deadline=None, suppress_health_check=list(HealthCheck))
     @given(case=operation.as_strategy())
     def holds(case):
         case.call_and_validate(checks=[not_a_server_error])
 
     holds()
+
+
+@pytest.mark.parametrize(("path", "method"), OPERATIONS)
+@pytest.mark.parametrize("num_examples", [25, pytest.param(400, marks=pytest.mark.long)])
+def test_no_request_makes_the_server_fail(document, path, method, num_examples):
+    check_operation(document[path][method], num_examples)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/messages"])
+@pytest.mark.long
+def test_nor_does_one_with_the_grammar_of_nano(nano, path):
+    check_operation(nano[path]["POST"], 100)
 
 
 def test_every_operation_is_tried(document):

@@ -78,6 +78,7 @@ def test_bodies_that_a_foreign_page_may_send_unasked_are_not_read(tmp_path, kind
             for path in ("/v1/responses", CHAT, "/v1/messages", "/api/chat"):
                 response = await client.post(path, content=b'{"model": "x"}', headers=headers)
                 assert response.status_code == 400, path
+                assert "send application/json" in response.text, path
 
     asyncio.run(run())
 

@@ -176,6 +176,9 @@ def error_response(path: str, error: BaseException) -> Response:
 
 def _from_validation(error: RequestValidationError) -> ApiError:
     """One line a field that does not fit, the first of them as `param`."""
+    if isinstance(error.body, bytes):  # it was not read as JSON at all
+        message = "the body was not read, as its Content-Type is not JSON; send application/json"
+        return ApiError(400, message, code="invalid_value")
     fields = [".".join(str(part) for part in item["loc"][1:]) for item in error.errors()]
     lines = [
         f"{field or 'the body'}: {item['msg']}"
