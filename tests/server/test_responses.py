@@ -452,7 +452,7 @@ def test_what_has_no_effect_is_said(door):
         truncation="auto",
         text={"verbosity": "low"},
         context_management=[{"type": "compaction"}],
-        moderation={"model": "m"},
+        safety={"level": "m"},
     )
     assert len(body["warnings"]) == 5
     assert body["truncation"] == "disabled"
