@@ -21,6 +21,7 @@ from aperto.server.convert import (
 )
 from aperto.server.errors import ApiError
 from aperto.server.pool import Lease
+from aperto.server.room import fitted, kept_for_answer
 from aperto.server.services import Services
 from aperto.server.wire_anthropic import CountRequest, MessagesRequest, Thinking, ToolSpec
 
@@ -29,8 +30,6 @@ _SILENT = frozenset({"betas", "cache_control", "context_management", "diagnostic
 _ALIAS_PREFIXES = ("claude", "anthropic/claude")
 _LOW_BUDGET = 4000
 _HIGH_BUDGET = 16000
-_ANSWER_SHARE = 4
-_MOST_ANSWER_TOKENS = 1024
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -59,10 +58,9 @@ class MessagesPlan:
 
         Raises ApiError 400, in the words that clients know, where the prompt leaves no room.
         """
-        limit = lease.engine.limit_tokens
-        prompt = len(lease.model.conversations.prompt_ids(self.conversation, self.options))
-        room, wanted = limit - prompt, self.options.max_tokens or limit
-        if room <= 0:
+        found = fitted(lease, self.conversation, self.options)
+        prompt, limit = found.prompt_tokens or 0, lease.engine.limit_tokens
+        if prompt >= limit:
             raise ApiError(
                 400,
                 # Claude Code shortens its conversation when it reads these words.
@@ -70,14 +68,11 @@ class MessagesPlan:
                 code="context_length_exceeded",
                 param="messages",
             )
-        if wanted <= room:
-            return dataclasses.replace(self, prompt_tokens=prompt)
-        self.warnings.append(
-            f"max_tokens: {wanted} was lowered to {room}, the room that {prompt} tokens of prompt "
-            f"leave in a context of {limit}"
+        if found.warning is not None:
+            self.warnings.append(found.warning)
+        return dataclasses.replace(
+            self, options=found.options, is_lowered=found.warning is not None, prompt_tokens=prompt
         )
-        options = dataclasses.replace(self.options, max_tokens=room)
-        return dataclasses.replace(self, options=options, is_lowered=True, prompt_tokens=prompt)
 
 
 def plan_messages(body: CountRequest, served: Services) -> MessagesPlan:
@@ -130,11 +125,10 @@ def _drawn(body: MessagesRequest, options: ChatOptions, served: Services) -> Cha
 
     Some are always kept for the answer: clients give max_tokens for what they will read.
     """
-    kept = min(body.max_tokens // _ANSWER_SHARE, _MOST_ANSWER_TOKENS)
     return dataclasses.replace(
         options,
         max_tokens=body.max_tokens,
-        answer_tokens=kept,
+        answer_tokens=kept_for_answer(body.max_tokens),
         sampling=sampling_from(
             temperature=body.temperature,
             top_p=body.top_p,

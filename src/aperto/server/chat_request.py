@@ -22,6 +22,7 @@ from aperto.server.convert import (
 from aperto.server.errors import ApiError
 from aperto.server.moderations import Judge, asked_judge
 from aperto.server.pool import Lease
+from aperto.server.room import fitted, kept_for_answer
 from aperto.server.services import Services
 from aperto.server.wire_chat import ChatRequest, FunctionSpec
 
@@ -33,8 +34,6 @@ _STRUCTURED: dict[str, Callable[[Any], dict[str, Any]]] = {
     "grammar": lambda value: {"type": "lark", "grammar": value},
 }
 _HANDLED = frozenset({"structured_outputs", *(f"guided_{kind}" for kind in _STRUCTURED)})
-_ANSWER_SHARE = 4
-_MOST_ANSWER_TOKENS = 1024
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -71,18 +70,10 @@ class ChatPlan:
 
         A prompt that leaves no room is not cut: submitting it raises ContextLengthError.
         """
-        wanted = self.options.max_tokens
-        if wanted is None:
-            return self
-        prompt = len(lease.model.conversations.prompt_ids(self.conversation, self.options))
-        room = lease.engine.limit_tokens - prompt
-        if not 0 < room < wanted:
-            return self
-        self.warnings.append(
-            f"max_tokens: {wanted} was lowered to {room}, the room that {prompt} tokens of prompt "
-            f"leave in a context of {lease.engine.limit_tokens}"
-        )
-        return dataclasses.replace(self, options=dataclasses.replace(self.options, max_tokens=room))
+        found = fitted(lease, self.conversation, self.options)
+        if found.warning is not None:
+            self.warnings.append(found.warning)
+        return dataclasses.replace(self, options=found.options)
 
 
 def plan_chat(body: ChatRequest, served: Services) -> ChatPlan:
@@ -117,7 +108,7 @@ def plan_chat(body: ChatRequest, served: Services) -> ChatPlan:
         num_top_logprobs=(body.top_logprobs or 0) if body.logprobs else 0,
         rules=rules,
         reasoning_tokens=budget or None,
-        answer_tokens=_kept_for_answer(max_tokens) if budget else 0,
+        answer_tokens=kept_for_answer(max_tokens) if budget else 0,
         announce_prefill_s=settings.heartbeat_s if body.stream else None,
     )
     stream_options = body.stream_options
@@ -145,11 +136,6 @@ def _sampling(body: ChatRequest) -> Any:
         logit_bias=body.logit_bias,
         seed=body.seed,
     )
-
-
-def _kept_for_answer(max_tokens: int | None) -> int:
-    """Tokens that reasoning must leave to the answer."""
-    return min((max_tokens or 0) // _ANSWER_SHARE, _MOST_ANSWER_TOKENS)
 
 
 def _effort(body: ChatRequest) -> str | None:

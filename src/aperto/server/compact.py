@@ -86,7 +86,7 @@ async def _summary(plan: Plan, served: Services) -> Answer:
         options=dataclasses.replace(plan.options, rules=TurnRules(reasoning=False)),
     )
     async with served.pool.lease(plan.request.model) as lease:
-        options, _ = plan.fitted(lease)
+        options = plan.fitted(lease).options
         chat = lease.model.conversations
         answer = await acollect(chat.astream(plan.conversation, options))
     served.metrics.count(plan.model, answer.done)

@@ -18,14 +18,13 @@ from aperto.server.moderations import Judge, asked_judge
 from aperto.server.pool import Lease
 from aperto.server.response_input import InputReader, own_items
 from aperto.server.response_tools import Choice, ToolTable
+from aperto.server.room import Fitted, fitted, kept_for_answer
 from aperto.server.services import Services
 from aperto.server.store import UNFINISHED
 from aperto.server.wire_responses import Json, ReasoningConfig, ResponsesRequest, response_body
 from aperto.tools.tool import Tool
 
-_ANSWER_SHARE = 4
 _MOST_ROUNDS = 16
-_MOST_ANSWER_TOKENS = 1024
 _NOT_KEPT = {
     "conversation": "conversation objects are not kept here, and nothing of it was read; use "
     "previous_response_id",
@@ -68,28 +67,11 @@ class Plan:
     judge: Judge | None = None
     """Judges the input and what is answered, where asked for."""
 
-    def fitted(self, lease: Lease, tools: Sequence[Tool] = ()) -> tuple[ChatOptions, str | None]:
-        """The options with the choice and the server's tools, max_tokens cut to the context's room.
-
-        The second value is a warning where it was cut. A prompt that leaves no room is not cut:
-        submitting it raises ContextLengthError.
-        """
+    def fitted(self, lease: Lease, tools: Sequence[Tool] = ()) -> Fitted:
+        """The options with the choice and the server's tools, cut to the context's room."""
         rules = self.choice.rules(self.options.rules or TurnRules(), tools)
         options = dataclasses.replace(self.options, tools=tuple(tools), rules=rules)
-        wanted = options.max_tokens
-        if wanted is None:
-            return options, None
-        prompt = len(lease.model.conversations.prompt_ids(self.conversation, options))
-        limit = lease.engine.limit_tokens
-        room = limit - prompt
-        if not 0 < room < wanted:
-            return options, None
-        answer = min(options.answer_tokens, room // _ANSWER_SHARE)
-        options = dataclasses.replace(options, max_tokens=room, answer_tokens=answer)
-        return options, (
-            f"max_output_tokens: {wanted} was lowered to {room}, the room that {prompt} tokens of "
-            f"prompt leave in a context of {limit}"
-        )
+        return fitted(lease, self.conversation, options, "max_output_tokens")
 
 
 async def make_plan(
@@ -240,7 +222,7 @@ def _options(
         ),
         reasoning_tokens=budget,
         max_tool_rounds=min(request.max_tool_calls or _MOST_ROUNDS, _MOST_ROUNDS),
-        answer_tokens=min(most // _ANSWER_SHARE, _MOST_ANSWER_TOKENS) if budget and most else 0,
+        answer_tokens=kept_for_answer(most) if budget else 0,
         announce_prefill_s=served.settings.heartbeat_s if is_followed else None,
     )
 

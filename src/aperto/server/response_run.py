@@ -210,8 +210,9 @@ class ResponseRun:
         self._tools = open_tools(
             self._plan.table.wanted, allow_unsandboxed=self._served.settings.allow_unsandboxed
         )
-        options, warning = self._plan.fitted(lease, self._tools)
-        return lease.model.conversations.astream(self._plan.conversation, options), warning
+        found = self._plan.fitted(lease, self._tools)
+        chat = lease.model.conversations
+        return chat.astream(self._plan.conversation, found.options), found.warning
 
 
 def _failure_code(error: ApiError) -> str:
