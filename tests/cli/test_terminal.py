@@ -23,7 +23,7 @@ DRIVER = textwrap.dedent(
 
     slow = ANSWER.replace("<|return|>", " and so on" * 500 + "<|return|>")
     chat = ScriptedChat(*[SCRIPT], delay_s=0.01)
-    local.load_local = lambda name, settings: ScriptedModel(chat)
+    local.load_local = lambda *given: ScriptedModel(chat)
     main()
     """
 )
