@@ -306,6 +306,16 @@ def test_a_reload_in_the_middle_keeps_what_came(page: Page, fake: FakeChat) -> N
     page.wait("document.querySelector('.answer .alternatives')?.innerText.trim() === '2/2'")
 
 
+SAVED = """new Promise(done => {
+    const opening = indexedDB.open('aperto');
+    opening.onsuccess = () => {
+        const store = opening.result.transaction('conversations').objectStore('conversations');
+        store.count().onsuccess = () => { opening.result.close(); done(true); };
+    };
+})"""
+"""A read waits for the writes before it."""
+
+
 @long
 def test_editing_starts_another_branch(page: Page, fake: FakeChat) -> None:
     fake.will(answer("First answer."), answer("Second answer."), answer("Third answer."))
@@ -324,6 +334,7 @@ def test_editing_starts_another_branch(page: Page, fake: FakeChat) -> None:
     page.wait("document.querySelectorAll('.message').length === 4")
     texts = page.run("[...document.querySelectorAll('.said')].map(e => e.innerText)")
     assert texts == ["One?", "Two?"]
+    page.run(SAVED)
     page.reload()
     page.wait("document.querySelectorAll('.message').length === 4")
 
