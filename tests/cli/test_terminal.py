@@ -92,6 +92,7 @@ def _take_terminal(slave):
     import fcntl
     import termios
 
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a suite in the background is started without it
     fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
 
 
