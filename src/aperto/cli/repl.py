@@ -18,14 +18,10 @@ def interact(chat: slash.Chat, console: Console, title: str) -> None:
     line = input_line(tuple(slash.COMMANDS))
     while True:
         try:
-            text = line.prompt("> ")
-        except KeyboardInterrupt:
+            _take(chat, console, line.prompt("> "))
+        except KeyboardInterrupt:  # whenever it comes, it never ends the chat
             continue
-        except EOFError:
-            return
-        try:
-            _take(chat, console, text)
-        except slash.Leave:
+        except (EOFError, slash.Leave):
             return
         except ApertoError as error:
             console.print(Text(f"error: {printable(one_line(error))}", style="red"))
