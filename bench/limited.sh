@@ -16,9 +16,9 @@ else
   [[ -d /sys/fs/cgroup/memory ]] || { echo "found no memory cgroup" >&2; exit 1; }
   mkdir "$group"
 fi
+trap 'rmdir "$group" 2>/dev/null || true' EXIT # it may be killed while the command runs
 echo "$bytes" >"$group/$limit"
 status=0
 (echo "$BASHPID" >"$group/cgroup.procs"; exec "$@") || status=$?
 echo "peak in the group, page cache included: $(numfmt --to=iec-i --suffix=B <"$group/$peak")" >&2
-rmdir "$group" || true # the kernel may still be ending the last process
 exit "$status"
