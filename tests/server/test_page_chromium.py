@@ -522,6 +522,7 @@ def test_conversations_are_renamed_found_deleted_and_brought_back(
     fake.will(answer("A needle."), answer("Hay."))
     ask(page, "First question")
     page.press("k", CTRL)
+    page.wait("!document.querySelector('.answer')")
     ask(page, "Second question")
     items = "[...document.querySelectorAll('.item a')].map(e => e.innerText)"
     assert page.run(items) == ["Second question", "First question"]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tests.tools.loopback import Asked, Reply, serve
 
@@ -181,6 +181,8 @@ def test_html_becomes_text_with_numbered_links() -> None:
     assert [link.url for link in shown.links] == ["http://a.test/dir/b?x=1", "https://c.test/"]
 
 
+@example(source="<![;")
+@example(source="a<![if b]>c<![;>d")
 @given(source=st.text(alphabet="<>/ab=\"' &;!-[]【】†hrefscript\n", max_size=200))
 def test_any_html_is_read_and_link_marks_are_ours(source: str) -> None:
     shown = html_page("http://a.test/", source)

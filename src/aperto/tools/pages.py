@@ -117,6 +117,13 @@ class _Reader(html.parser.HTMLParser):
         lines = [line if line.strip() else "" for line in text.split("\n")]
         return _EMPTY_LINES.sub("\n\n", "\n".join(line.rstrip() for line in lines)).strip("\n")
 
+    def parse_marked_section(self, i: int, report: bool = True) -> int:
+        """Read what follows ``<![``; where the library's assertions fail, as a comment."""
+        try:
+            return super().parse_marked_section(i, report)
+        except AssertionError:
+            return self.parse_bogus_comment(i)
+
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         """Begin an element."""
         if self._hidden:
