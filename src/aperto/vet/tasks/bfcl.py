@@ -110,7 +110,8 @@ def _shape(value: Any, wanted: type, inner: type | None, right: Sequence[Any]) -
     """
     answer_type = next((type(one) for one in right if one != _OPTIONAL), None)
     variable = "variable" if answer_type not in (None, wanted) else "value"
-    if type(value) is wanted and (inner is None or _inner_fits(value, inner, right)):
+    fits = inner is None or (isinstance(value, list) and _inner_fits(value, inner, right))
+    if type(value) is wanted and fits:
         return variable
     return "variable" if answer_type is not None and type(value) is answer_type else None
 
