@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from aperto.vet.sources import Data
 from aperto.vet.suites.item import Item
-from aperto.vet.tasks import bfcl, humaneval, snowball
+from aperto.vet.tasks import aime, bfcl, choice, humaneval, snowball
 from aperto.vet.tasks.suite import Suite
 
 
@@ -23,9 +25,62 @@ def _snowball(data: Data | None) -> tuple[Item, ...]:
     return snowball.load(data.paths)
 
 
+def _gpqa(data: Data | None) -> tuple[Item, ...]:
+    assert data is not None
+    return choice.load_gpqa(data.path)
+
+
+def _mmlu(data: Data | None) -> tuple[Item, ...]:
+    assert data is not None
+    return choice.load_mmlu(data.path)
+
+
+def _aime(suite: str) -> Callable[[Data | None], tuple[Item, ...]]:
+    def load(data: Data | None) -> tuple[Item, ...]:
+        assert data is not None
+        return aime.load(data.path, suite)
+
+    return load
+
+
 SUITES: dict[str, Suite] = {
     suite.name: suite
     for suite in (
+        *(
+            Suite(
+                name=f"aime{year}",
+                summary=f"AIME {year}, whole-number answers, without tools",
+                prompt_id=aime.PROMPT_ID,
+                source=f"aime{year}",
+                load=_aime(f"aime{year}"),
+                grade=aime.grade,
+                num_items=30,
+                epochs=8,
+                published=f"aime{year}",
+            )
+            for year in (2024, 2025)
+        ),
+        Suite(
+            name="gpqa_diamond",
+            summary="graduate questions of science, four options in a drawn order",
+            prompt_id=choice.PROMPT_ID,
+            source="gpqa_diamond",
+            load=_gpqa,
+            grade=choice.grade,
+            num_items=198,
+            epochs=8,
+            published="gpqa_diamond",
+        ),
+        Suite(
+            name="mmlu",
+            summary="57 subjects, four options",
+            prompt_id=choice.PROMPT_ID,
+            source="mmlu",
+            load=_mmlu,
+            grade=choice.grade,
+            num_items=14_042,
+            published="mmlu",
+        ),
         Suite(
             name="humaneval",
             summary="Python functions, run against their tests in the sandbox",
