@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import subprocess
 import sys
 import types
@@ -50,3 +51,49 @@ def bfcl_checker(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         return bool(checker.ast_checker(*arguments)["valid"])
 
     return check
+
+
+def ifbench_checker(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Path]:
+    """`follows` of the publisher as a function of (instruction, text), and its sample answers.
+
+    What it needs of nltk is stood in for by the few functions themselves; checks that need its
+    word lists, its taggers or other packages are not to be asked.
+    """
+    place = unpacked("ifbench", folder)
+    monkeypatch.syspath_prepend(str(place))
+
+    class Words:
+        def __init__(self, pattern: str) -> None:
+            self._pattern = pattern
+
+        def tokenize(self, text: str) -> list[str]:
+            return re.findall(self._pattern, text)
+
+    def ngrams(text: str, n: int) -> list[tuple[str, ...]]:
+        return [tuple(text[index : index + n]) for index in range(len(text) - n + 1)]
+
+    made = {
+        "nltk": {
+            "download": lambda *given, **more: True,
+            "data": types.SimpleNamespace(find=lambda name: name),
+            "ngrams": ngrams,
+            "tokenize": types.SimpleNamespace(RegexpTokenizer=Words),
+        },
+        "spacy": {},
+        "spacy.cli": {"download": lambda name: None},
+        "emoji": {},
+        "syllapy": {},
+    }
+    for name, content in made.items():
+        module = types.ModuleType(name)
+        vars(module).update(content)
+        monkeypatch.setitem(sys.modules, name, module)
+    instructions = importlib.import_module("ifbench.instructions_registry").INSTRUCTION_DICT
+
+    def follows(instruction: tuple[str, Any], text: str) -> bool:
+        name, arguments = instruction
+        one = instructions[name](name)
+        one.build_description(**arguments)
+        return bool(text.strip() and one.check_following(text))
+
+    return follows, place / "ifbench" / "data" / "sample_output.jsonl"

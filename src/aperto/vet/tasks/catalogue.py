@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from aperto.vet.sources import Data
 from aperto.vet.suites.item import Item
-from aperto.vet.tasks import aime, bfcl, choice, humaneval, snowball
+from aperto.vet.tasks import aime, bfcl, choice, humaneval, ifbench, snowball
 from aperto.vet.tasks.suite import Suite
 
 
@@ -18,6 +18,11 @@ def _humaneval(data: Data | None) -> tuple[Item, ...]:
 def _bfcl(data: Data | None) -> tuple[Item, ...]:
     assert data is not None
     return bfcl.load(data.paths["simple_python.json"], data.paths["simple_python_answers.json"])
+
+
+def _ifbench(data: Data | None) -> tuple[Item, ...]:
+    assert data is not None
+    return ifbench.load(data.path)
 
 
 def _snowball(data: Data | None) -> tuple[Item, ...]:
@@ -99,6 +104,15 @@ SUITES: dict[str, Suite] = {
             load=_bfcl,
             grade=bfcl.grade,
             num_items=400,
+        ),
+        Suite(
+            name="ifbench",
+            summary="instructions that can be checked by rule, loosely, as its authors report",
+            prompt_id=ifbench.PROMPT_ID,
+            source="ifbench",
+            load=_ifbench,
+            grade=ifbench.grade,
+            num_items=294,
         ),
         Suite(
             name="snowball",
