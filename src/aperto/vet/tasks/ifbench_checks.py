@@ -104,7 +104,9 @@ def _unique_words(text: str, of: Arguments) -> bool:
 def _conjunctions(text: str, of: Arguments) -> bool:
     kinds = {"and", "but", "for", "nor", "or", "so", "yet"}
     # Spelled as written: `And` and `and` are two, as they are to the publisher.
-    return len({word for word in text.split() if trimmed(word).lower() in kinds}) >= of["small_n"]
+    return bool(
+        len({word for word in text.split() if trimmed(word).lower() in kinds}) >= of["small_n"]
+    )
 
 
 @_check("count:person_names")
@@ -154,7 +156,9 @@ def _keywords(text: str, of: Arguments) -> bool:
 @_check("ratio:stop_words")
 def _stop_words(text: str, of: Arguments) -> bool:
     words = re.findall(r"\w+", text)
-    return 100 * sum(word.lower() in _STOP_WORDS for word in words) / len(words) <= of["percentage"]
+    return bool(
+        100 * sum(word.lower() in _STOP_WORDS for word in words) / len(words) <= of["percentage"]
+    )
 
 
 @_check("ratio:sentence_type")
@@ -508,7 +512,7 @@ def _dates(text: str, of: Arguments) -> bool:
 @_check("repeat:repeat_change")
 def _repeat_change(text: str, of: Arguments) -> bool:
     asked = of["prompt_to_repeat"]
-    return text != asked and text.split()[1:] == asked.split()[1:]
+    return bool(text != asked and text.split()[1:] == asked.split()[1:])
 
 
 @_check("repeat:repeat_simple")
