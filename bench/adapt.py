@@ -16,9 +16,9 @@ import statistics
 import time
 
 import torch
-from rich.progress import track
 
 from aperto.adapt import lora
+from aperto.adapt.attention import blocked_attend
 from aperto.adapt.lora import LoraConfig
 from aperto.adapt.model import GptOss
 from aperto.config import ModelConfig
@@ -77,6 +77,7 @@ def main() -> None:
     source = quantize_experts(checkpoint)
     model = GptOss.from_checkpoint(source, dtype=torch.bfloat16, packed=True)
     model.recompute = True
+    model.attend = blocked_attend
     generator = torch.Generator().manual_seed(0)
     shape = (1, arguments.tokens)
     ids = torch.randint(0, checkpoint.config.vocab_size, shape, generator=generator)
@@ -85,7 +86,7 @@ def main() -> None:
     parameters = list(lora.trainable(model).values())
     optimiser = torch.optim.AdamW(parameters, lr=1e-4)
     seconds, losses = [], []
-    for _ in track(range(arguments.steps), "steps"):
+    for _ in range(arguments.steps):
         begin = time.perf_counter()
         loss = model.loss(ids, torch.ones(shape)) / (arguments.tokens - 1)
         loss.backward()
@@ -93,6 +94,7 @@ def main() -> None:
         optimiser.zero_grad(set_to_none=True)
         seconds.append(time.perf_counter() - begin)
         losses.append(float(loss.detach()))
+        print(f"step {len(seconds)}: {seconds[-1]:.1f} s, loss {losses[-1]:.4f}", flush=True)
     peak = max(peak, gemm_peak())
     step_s = statistics.median(seconds)
     # Forward, again for the gradient, and the gradient of the inputs; none of the frozen weights.

@@ -77,10 +77,7 @@ class SwiGLU(torch.autograd.Function):
 
 
 class SinkAttention(torch.autograd.Function):
-    """`aperto.adapt.model.attend` in bfloat16 on the CPU.
-
-    In place of the mask it takes, for each token, the first one it sees: int64 [B, T].
-    """
+    """`aperto.adapt.model.attend` in bfloat16 on the CPU."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor, first: Tensor) -> Tensor:
@@ -112,13 +109,6 @@ class SinkAttention(torch.autograd.Function):
         return grad_q.view(shape), grad_k, grad_v, sinks.to(k.dtype), None
 
 
-def first_seen(window: int, segments: Tensor) -> Tensor:
-    """The first token that each sees, int64 [B, T]: `attention_mask` in short."""
-    steps = torch.arange(segments.shape[1])
-    start = steps - twin.positions_within(segments)
-    return torch.maximum(start, steps - window + 1) if window else start
-
-
 def moe_forward(self: twin.Moe, x: Tensor) -> Tensor:
     """`Moe.forward` with the rows of each expert padded by zeros, as ROWS says."""
     t = self.norm(x).flatten(0, 1)
@@ -148,4 +138,3 @@ def use() -> None:
     """Put these in the twin's place, for this process."""
     twin.Moe.forward = moe_forward
     twin.swiglu = SwiGLU.apply
-    twin.attention_mask = first_seen

@@ -66,7 +66,7 @@ class Probe:
         right = total = 0
         for ids, segments, weights in batches:
             worker.router_logits.clear()
-            best = worker.model(ids, segments, worker.attend).argmax(-1)
+            best = worker.model(ids, segments).argmax(-1)
             wrong = torch.zeros_like(ids, dtype=torch.bool)
             wrong[:, 1:] = (best[:, :-1] != ids[:, 1:]) & (weights[:, 1:] == 1)
             for row in range(len(ids)):

@@ -48,7 +48,8 @@ class Worker:
                 lambda module, given, logits: self.router_logits.append(logits)
             )
         self.loss: Callable[..., Tensor] = token_loss
-        self.attend = fast.attend if self.device.type == "cpu" else twin.attend
+        if self.device.type == "cpu":
+            self.model.attend = fast.attend
         if compiled:
             self._compile()
 
@@ -72,7 +73,7 @@ class Worker:
         """Write the gradient of a micro-batch into `slot` [P]; return the loss."""
         ids, segments, weights = self.batch(step, progress, index)
         self.router_logits.clear()
-        stream = self.model.hidden(ids, segments, self.attend).flatten(0, 1)
+        stream = self.model.hidden(ids, segments).flatten(0, 1)
         followed = segments[:, 1:] == segments[:, :-1]
         wanted = torch.zeros_like(followed.new_empty(ids.shape))
         wanted[:, :-1] = followed & (weights[:, 1:] > 0)

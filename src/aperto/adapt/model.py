@@ -15,25 +15,18 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from aperto.adapt.attention import Attend, attend, first_seen, positions_within, widen
 from aperto.adapt.experts import PackedExperts
 from aperto.config import LayerConfig, ModelConfig, RopeConfig
 from aperto.formats.checkpoint import TensorSource
 from aperto.formats.names import is_expert_weight
 from aperto.formats.tensor import DType
 from aperto.formats.tensor import Tensor as StoredTensor
-
-Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-
-
-def widen(x: Tensor) -> Tensor:
-    """At least float32; float64 stays, so that gradients can be checked by finite differences."""
-    return x if x.dtype is torch.float64 else x.float()
 
 
 class RMSNorm(nn.Module):
@@ -86,44 +79,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), -1).to(x.dtype)
 
 
-def attention_mask(window: int, segments: Tensor) -> Tensor:
-    """Who may see whom, [B, 1, T, T] boolean, for `segments` [B, T] packed into rows.
-
-    A token sees itself and earlier tokens of its own segment, the last `window` of them
-    (itself included) where `window` is not 0.
-    """
-    steps = torch.arange(segments.shape[1], device=segments.device)
-    distance = steps[:, None] - steps[None, :]
-    seen = distance >= 0
-    if window:
-        seen &= distance < window
-    return (seen & (segments[:, :, None] == segments[:, None, :]))[:, None]
-
-
-def softmax_with_sinks(scores: Tensor, sinks: Tensor, mask: Tensor) -> Tensor:
-    """Softmax of `scores` [B, Q, T, S] where `mask` [B, 1, T, S] holds, and of one sink a head.
-
-    The sinks' own shares are dropped, so a row sums to less than 1. Computed in float32.
-    """
-    full = widen(scores).masked_fill(~mask, -1e30)
-    sink = widen(sinks)[None, :, None, None]
-    top = torch.maximum(full.amax(-1, keepdim=True), sink)
-    shares = torch.exp(full - top)
-    return (shares / (shares.sum(-1, keepdim=True) + torch.exp(sink - top))).to(scores.dtype)
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor, mask: Tensor) -> Tensor:
-    """Attention with sinks: q [B, Q, T, D], k and v [B, K, S, D], sinks [Q], mask [B, 1, T, S].
-
-    The Q / K heads that share a key are stacked, so that keys and values are never repeated.
-    """
-    batch, heads, steps, width = q.shape
-    stacked = q.reshape(batch, k.shape[1], -1, width) / math.sqrt(width)
-    scores = (stacked @ k.transpose(-1, -2)).view(batch, heads, steps, -1)
-    shares = softmax_with_sinks(scores, sinks, mask)
-    return (shares.view(batch, k.shape[1], -1, k.shape[2]) @ v).view(q.shape)
-
-
 class Attention(nn.Module):
     """Grouped-query attention with biases, sinks and, where the layer has one, a window."""
 
@@ -141,12 +96,12 @@ class Attention(nn.Module):
         """[B, T, heads * D] -> [B, heads, T, D]."""
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, attend: Attend) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, first: Tensor, attend: Attend) -> Tensor:
         """x [B, T, H] -> what attention adds to it."""
         t = self.norm(x)
         q = rotate(self.heads(self.q(t)), cos, sin)
         k = rotate(self.heads(self.k(t)), cos, sin)
-        mixed = attend(q, k, self.heads(self.v(t)), self.sinks, mask)
+        mixed = attend(q, k, self.heads(self.v(t)), self.sinks, first)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
@@ -218,9 +173,9 @@ class Layer(nn.Module):
         self.attn = Attention(config, layer)
         self.moe = Moe(config, layer)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, attend: Attend) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, first: Tensor, attend: Attend) -> Tensor:
         """One layer of the residual stream x [B, T, H]."""
-        x = x + self.attn(x, cos, sin, mask, attend)
+        x = x + self.attn(x, cos, sin, first, attend)
         return x + self.moe(x)
 
 
@@ -232,6 +187,8 @@ class GptOss(nn.Module):
         self.config = config
         self.recompute = False
         """Whether the backward pass computes each layer again instead of keeping what it needs."""
+        self.attend: Attend = attend
+        """How queries meet keys: `attend`, or `blocked_attend` to train on a CPU."""
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, layer) for layer in config.layers)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -269,16 +226,12 @@ class GptOss(nn.Module):
                     setattr(layer.moe, part, packed_part)
         return model
 
-    def forward(
-        self, token_ids: Tensor, segments: Tensor | None = None, attend: Attend = attend
-    ) -> Tensor:
+    def forward(self, token_ids: Tensor, segments: Tensor | None = None) -> Tensor:
         """Logits [B, T, V] of `token_ids` [B, T]; `segments` as in `hidden`."""
-        logits: Tensor = self.head(self.norm(self.hidden(token_ids, segments, attend)))
+        logits: Tensor = self.head(self.norm(self.hidden(token_ids, segments)))
         return logits
 
-    def hidden(
-        self, token_ids: Tensor, segments: Tensor | None = None, attend: Attend = attend
-    ) -> Tensor:
+    def hidden(self, token_ids: Tensor, segments: Tensor | None = None) -> Tensor:
         """The residual stream [B, T, H] after the last layer, for `token_ids` [B, T].
 
         `segments` [B, T] numbers the texts packed into a row, each a run of equal numbers:
@@ -287,10 +240,10 @@ class GptOss(nn.Module):
         if segments is None:
             segments = torch.zeros_like(token_ids)
         cos, sin = rope_tables(self.config, positions_within(segments))
-        masks = {w: attention_mask(w, segments) for w in {c.window for c in self.config.layers}}
+        first = {w: first_seen(w, segments) for w in {c.window for c in self.config.layers}}
         x: Tensor = widen(self.embedding(token_ids))
         for layer, settings in zip(self.layers, self.config.layers, strict=True):
-            inputs = (x, cos[:, None], sin[:, None], masks[settings.window], attend)
+            inputs = (x, cos[:, None], sin[:, None], first[settings.window], self.attend)
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(layer, *inputs, use_reentrant=False)
             else:
@@ -327,11 +280,3 @@ def _parameter(tensor: StoredTensor, dtype: torch.dtype) -> Tensor:
             warnings.simplefilter("ignore", UserWarning)  # the map is read-only, as it should be
             return torch.from_numpy(tensor.data).view(torch.bfloat16)
     return torch.from_numpy(tensor.to_float32().copy()).to(dtype)
-
-
-def positions_within(segments: Tensor) -> Tensor:
-    """Distance of each token from the first of its run in `segments` [B, T]."""
-    steps = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
-    starts = torch.zeros_like(segments, dtype=torch.bool)
-    starts[:, 1:] = segments[:, 1:] != segments[:, :-1]
-    return steps - torch.where(starts, steps, 0).cummax(dim=1).values

@@ -15,6 +15,7 @@ import schedule  # noqa: E402
 import weights  # noqa: E402
 
 from aperto.adapt import model as twin  # noqa: E402
+from aperto.adapt.attention import attend, first_seen  # noqa: E402
 from aperto.formats import mxfp4  # noqa: E402
 
 
@@ -64,8 +65,8 @@ def test_the_fast_attention_equals_the_plain_one(window):
     grad = torch.randn(2, 4, 64, 64, generator=generator).bfloat16()
     found = []
     for is_fast in (False, True):
-        seen = (fast.first_seen if is_fast else twin.attention_mask)(window, segments)
-        out = (fast.SinkAttention.apply if is_fast else twin.attend)(q, k, v, sinks, seen)
+        first = first_seen(window, segments)
+        out = (fast.SinkAttention.apply if is_fast else attend)(q, k, v, sinks, first)
         out.backward(grad)
         found.append([out.detach(), *(t.grad.clone() for t in (q, k, v, sinks))])
         for tensor in (q, k, v, sinks):
