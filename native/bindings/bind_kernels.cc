@@ -183,8 +183,9 @@ std::tuple<double, double, double> encode_mxfp4_rows(AnyStride2<T> values, Out3<
   return {error.noise, error.power, error.max_abs};
 }
 
-template <typename T>
-void decode_mxfp4_rows(In3<uint8_t> blocks, In2<uint8_t> scales, Out2<T> values) {
+// decode(blocks, scales, number of blocks, values).
+template <typename T, typename Decode>
+void decode_mxfp4_rows(In3<uint8_t> blocks, In2<uint8_t> scales, Out2<T> values, Decode decode) {
   const size_t rows = blocks.shape(0);
   const size_t count = blocks.shape(1);
   check(blocks.shape(2) == 16, "blocks have ", blocks.shape(2), " bytes; expected 16");
@@ -193,7 +194,18 @@ void decode_mxfp4_rows(In3<uint8_t> blocks, In2<uint8_t> scales, Out2<T> values)
   check(values.shape(0) == rows && values.shape(1) == count * kBlock, "values is [",
         values.shape(0), ", ", values.shape(1), "]; expected [", rows, ", ", count * kBlock, "]");
   nb::gil_scoped_release release;
-  decode_mxfp4(blocks.data(), scales.data(), rows * count, values.data());
+  decode(blocks.data(), scales.data(), rows * count, values.data());
+}
+
+void decode_mxfp4_f32(In3<uint8_t> blocks, In2<uint8_t> scales, Out2<float> values) {
+  decode_mxfp4_rows(blocks, scales, values, [](auto... arguments) { decode_mxfp4(arguments...); });
+}
+
+void decode_mxfp4_bf16(const std::string& isa, In3<uint8_t> blocks, In2<uint8_t> scales,
+                       Out2<uint16_t> values) {
+  const Kernels& kernels = select_kernels(isa);
+  decode_mxfp4_rows(blocks, scales, values,
+                    [&](auto... arguments) { decode_mxfp4(kernels, arguments...); });
 }
 
 void check_tiles(const Out1<uint8_t>& tiles, WeightKind kind, size_t rows, size_t k) {
@@ -258,11 +270,15 @@ void bind_kernels(nb::module_& m) {
   m.def("encode_mxfp4_bf16", &encode_mxfp4_rows<uint16_t>, nb::arg("values").noconvert(),
         nb::arg("blocks").noconvert(), nb::arg("scales").noconvert(),
         "As encode_mxfp4, from [rows, k] bfloat16 bits.");
-  m.def("decode_mxfp4", &decode_mxfp4_rows<float>, "blocks"_a, "scales"_a,
-        nb::arg("values").noconvert(),
+  m.def("decode_mxfp4", &decode_mxfp4_f32, "blocks"_a, "scales"_a, nb::arg("values").noconvert(),
         "Decode MXFP4 blocks [rows, k/32, 16] and scales [rows, k/32] into floats [rows, k].");
-  m.def("decode_mxfp4_bf16", &decode_mxfp4_rows<uint16_t>, "blocks"_a, "scales"_a,
-        nb::arg("values").noconvert(), "As decode_mxfp4, into bfloat16 bits; exact too.");
+  m.def(
+      "decode_mxfp4_bf16",
+      [](In3<uint8_t> blocks, In2<uint8_t> scales, Out2<uint16_t> values) {
+        decode_mxfp4_bf16("", blocks, scales, values);
+      },
+      "blocks"_a, "scales"_a, nb::arg("values").noconvert(),
+      "As decode_mxfp4, into bfloat16 bits; exact too.");
   m.def("pack_q8", &pack_q8, "blocks"_a, "tiles"_a, "Q8_0 blocks [rows, k/32, 34] into tiles.");
   m.def("pack_bf16", &pack_bf16, "values"_a, "tiles"_a, "bfloat16 bits [rows, k] into tiles.");
   m.def("pack_f32", &pack_f32, "values"_a, "tiles"_a, "Floats [rows, k] into tiles.");
@@ -282,6 +298,8 @@ void bind_kernels(nb::module_& m) {
   kernels.def("attend_f32", &attend<float>, "isa"_a, "queries"_a, "sinks"_a, "keys"_a, "values"_a,
               "begin"_a, "end"_a);
   kernels.def("exp_sum", &exp_sum, "isa"_a, "x"_a, "max"_a, "scale"_a);
+  kernels.def("decode_mxfp4_bf16", &decode_mxfp4_bf16, "isa"_a, "blocks"_a, "scales"_a,
+              nb::arg("values").noconvert());
 }
 
 }  // namespace aperto

@@ -114,6 +114,11 @@ struct Kernels {
 
   // sum_i exp((x[i] - max) * scale) in kLanes partial sums. Any n.
   float (*f32_exp_sum)(const float* x, float max, float scale, size_t n);
+
+  // MXFP4 blocks in a checkpoint's order (mxfp4_decode.h) to bfloat16 bits:
+  // out[32 b + i] = table[scales[b]][code i of block b]. table: [256][32], the 16 codes twice.
+  void (*mxfp4_decode_bf16)(const uint8_t* blocks, const uint8_t* scales, size_t num_blocks,
+                            const uint16_t* table, uint16_t* out);
 };
 
 // Bytes of one packed tile of 16 rows, rounded up to a cache line.

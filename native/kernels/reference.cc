@@ -221,6 +221,18 @@ float f32_exp_sum(const float* x, float max, float scale, size_t n) {
   return fold_lanes(lanes);
 }
 
+void mxfp4_decode_bf16(const uint8_t* blocks, const uint8_t* scales, size_t num_blocks,
+                       const uint16_t* table, uint16_t* out) {
+  for (size_t block = 0; block < num_blocks; ++block) {
+    const uint16_t* values = table + scales[block] * kBlock;
+    for (size_t j = 0; j < kBlock / 2; ++j) {
+      const uint8_t byte = blocks[block * kBlock / 2 + j];
+      out[block * kBlock + 2 * j] = values[byte & 15];
+      out[block * kBlock + 2 * j + 1] = values[byte >> 4];
+    }
+  }
+}
+
 }  // namespace
 
 const Kernels kReferenceKernels = {
@@ -238,6 +250,7 @@ const Kernels kReferenceKernels = {
     attend<uint16_t, half_to_float>,
     attend<float, identity>,
     f32_exp_sum,
+    mxfp4_decode_bf16,
 };
 
 }  // namespace aperto

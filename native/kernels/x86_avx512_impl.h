@@ -535,6 +535,19 @@ float f32_exp_sum(const float* x, float max, float scale, size_t n) {
   return fold_lanes(sum);
 }
 
+void mxfp4_decode_bf16(const uint8_t* blocks, const uint8_t* scales, size_t num_blocks,
+                       const uint16_t* table, uint16_t* out) {
+  for (size_t block = 0; block < num_blocks; ++block) {
+    const __m512i values = _mm512_loadu_si512(table + scales[block] * kBlock);
+    const __m512i bytes = _mm512_cvtepu8_epi32(
+        _mm_loadu_si128(reinterpret_cast<const __m128i*>(blocks + block * kBlock / 2)));
+    // The lookup takes five bits of each half: the low nibble and a bit that tells the table's
+    // equal halves apart, and the high nibble.
+    const __m512i codes = _mm512_or_si512(bytes, _mm512_slli_epi32(bytes, 12));
+    _mm512_storeu_si512(out + block * kBlock, _mm512_permutexvar_epi16(codes, values));
+  }
+}
+
 }  // namespace
 
 const Kernels APERTO_KERNELS = {
@@ -552,6 +565,7 @@ const Kernels APERTO_KERNELS = {
     attend<uint16_t>,
     attend<float>,
     f32_exp_sum,
+    mxfp4_decode_bf16,
 };
 
 }  // namespace aperto

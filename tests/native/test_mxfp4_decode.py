@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aperto import native
+from aperto._native import kernels
 from aperto.formats import mxfp4
 from aperto.formats.tensor import bf16_to_float32
 
@@ -29,6 +30,17 @@ def test_decoders_agree(seed: int, rows: int, blocks: int) -> None:
     expected = mxfp4.decode(codes, scales)
     np.testing.assert_array_equal(wide.view(np.uint32), expected.view(np.uint32))
     np.testing.assert_array_equal(bf16_to_float32(narrow), expected)
+
+
+@pytest.mark.parametrize("isa", native.isa_names())
+def test_every_instruction_set_looks_up_the_same(isa: str) -> None:
+    codes = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
+    for scale in range(mxfp4.MAX_SCALE + 1):
+        scales = np.full((1, 16), scale, np.uint8)
+        narrow = np.empty((1, 512), np.uint16)
+        kernels.decode_mxfp4_bf16(isa, codes, scales, narrow)
+        expected = mxfp4.decode(codes, scales).view(np.uint32) >> 16
+        np.testing.assert_array_equal(narrow, expected)
 
 
 def test_every_code_under_every_scale() -> None:
