@@ -9,7 +9,9 @@ from __future__ import annotations
 import functools
 import threading
 import warnings
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,32 +75,39 @@ class PackedExperts(nn.Module):
 
     def forward(self, x: Tensor, counts: list[int]) -> Tensor:
         """x [M, in], sorted by expert, `counts` rows each -> [M, out]."""
-        parts = []
-        for expert, rows in enumerate(x.split(counts)):
-            if len(rows):
-                product: Tensor = _Frozen.apply(rows, self, expert)
-                parts.append(product + self.bias[expert])
-        return torch.cat(parts)
+        product: Tensor = _Frozen.apply(x, self, counts)
+        return product
 
 
 class _Frozen(torch.autograd.Function):
-    """rows @ weight.T for one expert's frozen weight, which is decoded again for the gradient."""
+    """Products with frozen weights, which are decoded again for the gradient."""
 
     @staticmethod
-    def forward(
-        ctx: torch.autograd.function.FunctionCtx, rows: Tensor, experts: PackedExperts, expert: int
-    ) -> Tensor:
-        """rows [m, in] -> [m, out]."""
-        ctx.experts, ctx.expert = experts, expert  # type: ignore[attr-defined]
-        return rows @ experts.matrix(expert).T
+    def forward(ctx: Any, x: Tensor, experts: PackedExperts, counts: list[int]) -> Tensor:
+        """x [M, in] -> [M, out], written into one output."""
+        ctx.experts, ctx.counts = experts, counts
+        out = x.new_empty(len(x), experts.shape[1])
+        for expert, rows in _rows_of(counts):
+            weight = experts.matrix(expert)
+            torch.addmm(experts.bias[expert], x[rows], weight.T, out=out[rows])
+        return out
 
     @staticmethod
-    def backward(
-        ctx: torch.autograd.function.FunctionCtx, gradient: Tensor
-    ) -> tuple[Tensor, None, None]:
-        """gradient [m, out] -> [m, in]."""
-        weight = ctx.experts.matrix(ctx.expert)  # type: ignore[attr-defined]
-        return gradient @ weight, None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        """gradient [M, out] -> [M, in]."""
+        out = gradient.new_empty(len(gradient), ctx.experts.shape[2])
+        for expert, rows in _rows_of(ctx.counts):
+            torch.mm(gradient[rows], ctx.experts.matrix(expert), out=out[rows])
+        return out, None, None
+
+
+def _rows_of(counts: list[int]) -> Iterator[tuple[int, slice]]:
+    """Experts that have rows, and which."""
+    begin = 0
+    for expert, count in enumerate(counts):
+        if count:
+            yield expert, slice(begin, begin + count)
+        begin += count
 
 
 def _view(array: NDArray[np.uint8]) -> Tensor:
