@@ -9,7 +9,8 @@ torch = pytest.importorskip("torch")
 
 from tests.tiny import hf_oracle, write_tiny  # noqa: E402
 
-from aperto.adapt.model import GptOss, positions_within  # noqa: E402
+from aperto.adapt.attention import positions_within  # noqa: E402
+from aperto.adapt.model import GptOss, swiglu  # noqa: E402
 from aperto.formats import open_checkpoint  # noqa: E402
 
 SHAPES = {
@@ -79,3 +80,17 @@ def test_gradients_reach_every_parameter(tmp_path):
     twin(torch.tensor([tokens(30)])).square().mean().backward()
     dead = [name for name, p in twin.named_parameters() if not p.grad.abs().sum() > 0]
     assert dead == []
+
+
+def test_the_activation_is_what_it_says_and_so_is_its_gradient():
+    """In float64 against plain operations; rows past one piece, values on both sides of clamps."""
+    generator = torch.Generator().manual_seed(1)
+    pairs = (5 * torch.randn(130, 12, generator=generator, dtype=torch.float64)).requires_grad_()
+    weights = torch.randn(130, 6, generator=generator, dtype=torch.float64)
+    gate, up = pairs[:, 0::2].clamp(max=7.0), pairs[:, 1::2].clamp(-7.0, 7.0)
+    expected = gate * torch.sigmoid(1.702 * gate) * (up + 1)
+    (wanted,) = torch.autograd.grad((expected * weights).sum(), pairs)
+    found = swiglu(pairs, 7.0)
+    (gradient,) = torch.autograd.grad((found * weights).sum(), pairs)
+    torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(gradient, wanted, rtol=1e-13, atol=1e-13)

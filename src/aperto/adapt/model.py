@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -105,11 +106,45 @@ class Attention(nn.Module):
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
+class _SwiGLU(torch.autograd.Function):
+    """A few rows at a time, so that what lies between stays in the processor's caches."""
+
+    ROWS = 64
+
+    @staticmethod
+    def forward(ctx: Any, pairs: Tensor, limit: float) -> Tensor:
+        """[M, 2I] -> [M, I]."""
+        ctx.save_for_backward(pairs)
+        ctx.limit = limit
+        out = pairs.new_empty(len(pairs), pairs.shape[1] // 2)
+        for rows, target in zip(pairs.split(_SwiGLU.ROWS), out.split(_SwiGLU.ROWS), strict=True):
+            gate, up = widen(rows[:, 0::2]).clamp(max=limit), widen(rows[:, 1::2])
+            target.copy_(gate * torch.sigmoid(1.702 * gate) * (up.clamp(-limit, limit) + 1))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """Gradient of the pairs; none passes where they were clamped."""
+        (pairs,) = ctx.saved_tensors
+        out = torch.empty_like(pairs)
+        parts = (x.split(_SwiGLU.ROWS) for x in (pairs, grad, out))
+        for rows, part, target in zip(*parts, strict=True):
+            gate, up, wide = widen(rows[:, 0::2]), widen(rows[:, 1::2]), widen(part)
+            free_gate, free_up = gate <= ctx.limit, up.abs() <= ctx.limit
+            gate, up = gate.clamp(max=ctx.limit), up.clamp(-ctx.limit, ctx.limit)
+            share = torch.sigmoid(1.702 * gate)
+            slope = share * (1 + 1.702 * gate * (1 - share))
+            target[:, 0::2] = wide * (up + 1) * slope * free_gate
+            target[:, 1::2] = wide * gate * share * free_up
+        return out, None
+
+
 def swiglu(pairs: Tensor, limit: float) -> Tensor:
-    """gpt-oss's clamped SwiGLU, in float32 inside; [M, 2I] (even gate, odd up) -> [M, I]."""
-    gate = widen(pairs[:, 0::2]).clamp(max=limit)
-    up = widen(pairs[:, 1::2]).clamp(-limit, limit)
-    return (gate * torch.sigmoid(1.702 * gate) * (up + 1)).to(pairs.dtype)
+    """gpt-oss's clamped SwiGLU, in float32 inside; [M, 2I] (even gate, odd up) -> [M, I].
+
+    gate * sigmoid(1.702 gate) * (up + 1), gate at most `limit`, up within it on both sides.
+    """
+    return _SwiGLU.apply(pairs, limit)
 
 
 def combine(rows: Tensor, logits: Tensor) -> Tensor:
