@@ -18,11 +18,14 @@
     │   ├── QueueFullError          back-pressure: try again later
     │   └── EngineClosedError       the engine was shut down while the request was open
     ├── TemplateError               a conversation cannot be rendered
+    ├── DataError                   training data cannot be used; carries every problem
     └── EvidenceError               rows, protocols or reports that no verdict can rest on
         └── SignatureError          a signature does not hold
 
 A message says what was found, what was expected and what to do.
 """
+
+from collections.abc import Sequence
 
 
 class ApertoError(Exception):
@@ -107,6 +110,15 @@ class EngineClosedError(EngineError):
 
 class TemplateError(ApertoError):
     """A conversation cannot be rendered to tokens."""
+
+
+class DataError(ApertoError):
+    """Training data cannot be used as it is."""
+
+    def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems)
+        """Every problem found, one line each; the message shows the first ones."""
 
 
 class EvidenceError(ApertoError):
