@@ -100,10 +100,12 @@ def render_for_training(
     A token has its message's weight where the model must generate it itself: channel, recipient,
     content type, content and end of each assistant message, and ``<|start|>assistant`` where the
     model goes on after a message of its own. A last message ends in ``<|return|>``, a call in
-    ``<|call|>``. Analysis of turns that ended before the last user message is dropped, as it is
-    when the model runs, and such turns then carry no loss: without their reasoning they are not
-    what the model shall learn. The ``<|end|>`` of an earlier final message carries none either,
-    since there the model would have to say ``<|return|>``.
+    ``<|call|>``. Of several calls at the very end, all but the last end in ``<|end|>``, after
+    which the model goes on, as it must to make them in one turn. Analysis of turns that ended
+    before the last user message is dropped, as it is when the model runs, and such turns then
+    carry no loss: without their reasoning they are not what the model shall learn. The
+    ``<|end|>`` of an earlier final message carries none either, since there the model would have
+    to say ``<|return|>``.
 
     Raises:
         TemplateError: a message cannot be rendered.
@@ -112,12 +114,26 @@ def render_for_training(
     last_user = max((i for i, m in enumerate(messages) if m.role is Role.USER), default=0)
     kept = [i for i in _kept(messages[:last_user], "ended")]
     lost = _turns_with_loss_of_analysis(messages[:last_user], kept)
+    calls = _last_calls(messages)
     writer = _Writer(conversation, tokenizer)
     for index in (*kept, *range(last_user, len(messages))):
         message = messages[index]
         weight = message.weight if message.role is Role.ASSISTANT and index not in lost else 0.0
-        writer.message(message, weight, last=index == len(messages) - 1)
+        last = index == len(messages) - 1
+        writer.message(message, weight, last=last, more_calls=index >= calls and not last)
     return writer.ids, writer.weights
+
+
+def _last_calls(messages: Sequence[Message]) -> int:
+    """Index of the first of the calls that end a conversation; its length where none does."""
+    start = len(messages)
+    while start and _is_call(messages[start - 1]):
+        start -= 1
+    return start
+
+
+def _is_call(message: Message) -> bool:
+    return message.role is Role.ASSISTANT and message.recipient is not None
 
 
 def _kept(messages: Sequence[Message], history: History) -> list[int]:
@@ -162,8 +178,14 @@ class _Writer:
         self._special("<|start|>", 0.0)
         self._text(role.value, 0.0)
 
-    def message(self, message: Message, weight: float = 0.0, last: bool = False) -> None:
-        """One whole message."""
+    def message(
+        self,
+        message: Message,
+        weight: float = 0.0,
+        last: bool = False,
+        more_calls: bool = False,
+    ) -> None:
+        """One whole message; `more_calls` after a call that another one follows at once."""
         self._author(message, weight if self._goes_on else 0.0)
         if message.recipient is not None and message.recipient != "all":
             self._text(f" to={message.recipient}", weight)
@@ -174,7 +196,7 @@ class _Writer:
             self._content_type(message.content_type, weight)
         self._special("<|message|>", weight)
         self._text(self._content(message), weight)
-        self._end(message, weight, last)
+        self._end(message, weight, last, more_calls)
 
     def _author(self, message: Message, weight: float) -> None:
         self._special("<|start|>", weight)
@@ -211,11 +233,11 @@ class _Writer:
             return system_text(content, self._has_functions)
         return developer_text(content)
 
-    def _end(self, message: Message, weight: float, last: bool) -> None:
+    def _end(self, message: Message, weight: float, last: bool, more_calls: bool) -> None:
         self._goes_on = False
         if message.role is not Role.ASSISTANT:
             self._special("<|end|>", 0.0)
-        elif message.recipient is not None:
+        elif message.recipient is not None and not more_calls:
             self._special("<|call|>", weight)
         elif last and message.channel != ANALYSIS:
             self._special("<|return|>", weight)
