@@ -19,6 +19,7 @@
     │   └── EngineClosedError       the engine was shut down while the request was open
     ├── TemplateError               a conversation cannot be rendered
     ├── DataError                   training data cannot be used; carries every problem
+    ├── TrainingError               training cannot go on; what was reached is kept
     └── EvidenceError               rows, protocols or reports that no verdict can rest on
         └── SignatureError          a signature does not hold
 
@@ -119,6 +120,10 @@ class DataError(ApertoError):
         super().__init__(message)
         self.problems = tuple(problems)
         """Every problem found, one line each; the message shows the first ones."""
+
+
+class TrainingError(ApertoError):
+    """Training cannot go on; the state of the last whole step is kept."""
 
 
 class EvidenceError(ApertoError):
