@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from aperto.cli import (
+    adapt,
     bench,
     cache,
     chat,
@@ -65,7 +66,20 @@ def program(
     invocation_of(ctx).log_level = log_level and log_level.value
 
 
-for module in (chat, serve, models, pull, info, check, convert, merge, trace, bench, report):
+for module in (
+    chat,
+    serve,
+    models,
+    pull,
+    info,
+    check,
+    convert,
+    adapt,
+    merge,
+    trace,
+    bench,
+    report,
+):
     module.add_to(app)
 app.add_typer(cache.app, name="cache", cls=AppGroup)
 app.add_typer(config.app, name="config", cls=AppGroup)

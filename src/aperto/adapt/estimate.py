@@ -1,0 +1,142 @@
+"""What a run will take, told before it begins: memory counted, time measured on one layer."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from aperto.adapt.attention import first_seen, positions_within
+from aperto.adapt.batches import Batch
+from aperto.adapt.model import GptOss, rope_tables
+from aperto.adapt.optimiser import OptimiserName
+from aperto.config import ModelConfig
+from aperto.errors import MemoryLimitError
+
+# Resident beside all that is counted: interpreter and torch 0.45 GiB, the threads' arenas of
+# oneDNN 0.1 GiB (20b shape, two threads), rounded up.
+PROGRAM_BYTES = 640 << 20
+LOGIT_ROWS = 64
+"""Rows of logits that exist at a time, as in `GptOss.loss`."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MemoryItem:
+    """One use of memory."""
+
+    name: str
+    """What it holds."""
+    num_bytes: int
+    """Its size."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """Every use of memory of a training run at its highest."""
+
+    items: tuple[MemoryItem, ...]
+    """Uses, in the order they are shown in."""
+
+    @property
+    def total_bytes(self) -> int:
+        """Sum over all uses."""
+        return sum(item.num_bytes for item in self.items)
+
+    def require(self, available_bytes: int) -> None:
+        """Raise MemoryLimitError where the sum is more than is available."""
+        if self.total_bytes > available_bytes:
+            largest = max(self.items[1:], key=lambda item: item.num_bytes)
+            raise MemoryLimitError(
+                f"training takes {self.total_bytes / 2**30:.1f} GiB "
+                f"({', '.join(f'{i.name} {i.num_bytes / 2**30:.2f}' for i in self.items)}) and "
+                f"{available_bytes / 2**30:.1f} GiB are available; beside the weights most goes "
+                f"to {largest.name}: take shorter rows, fewer rows a batch, a lower rank, fewer "
+                "targets or --optimiser adamw8bit"
+            )
+
+
+def estimate_memory(
+    config: ModelConfig,
+    *,
+    weights: int,
+    trained: int,
+    batch_tokens: int,
+    value_bytes: int,
+    optimiser: OptimiserName,
+) -> MemoryEstimate:
+    """Count the memory of fine-tuning.
+
+    Args:
+        config: the model's.
+        weights: bytes of the frozen weights, mapped or copied.
+        trained: values that are trained, in float32.
+        batch_tokens: tokens that go through the model at once.
+        value_bytes: of an activation, 2 or 4.
+        optimiser: whose moments take 8 bytes a value, or 2.
+    """
+    hidden, inner = config.hidden_size, config.intermediate_size
+    top_k = max(layer.experts_per_token for layer in config.layers)
+    attention = 3 * config.q_size + 2 * config.kv_size
+    # Of the layer that is computed again: inputs, pairs, products and outputs of its experts, and
+    # as much for their gradients; the residual stream and its sums are float32.
+    expert_rows = top_k * (2 * hidden + 3 * inner)
+    layer = batch_tokens * (2 * value_bytes * (attention + expert_rows) + 6 * 4 * hidden)
+    moments = 8 if optimiser == "adamw" else 2
+    return MemoryEstimate(
+        (
+            MemoryItem("weights", weights),
+            MemoryItem("trained values, gradients and moments", trained * (8 + moments)),
+            MemoryItem("inputs of the layers", config.num_layers * batch_tokens * hidden * 4),
+            MemoryItem("one layer's activations", layer),
+            MemoryItem("one decoded expert", value_bytes * hidden * 2 * inner),
+            MemoryItem("logits", 3 * LOGIT_ROWS * config.vocab_size * 4),
+            MemoryItem("program", PROGRAM_BYTES),
+        )
+    )
+
+
+def step_seconds(model: GptOss, batches: Iterable[Batch]) -> float:
+    """Seconds that one optimiser step over `batches` will take, from one layer and the head.
+
+    The second of two passes through the first layer counts; gradients it leaves are removed.
+    """
+    batches = list(batches)
+    layer_s = _layer_seconds(model, batches[0])
+    learnt = sum(int(batch.weights[:, 1:].count_nonzero()) for batch in batches)
+    head_s = _head_seconds(model) * learnt / LOGIT_ROWS
+    model.zero_grad(set_to_none=True)
+    return layer_s * len(model.layers) * len(batches) + head_s
+
+
+def _layer_seconds(model: GptOss, batch: Batch) -> float:
+    cos, sin = rope_tables(model.config, positions_within(batch.segments))
+    first = first_seen(model.config.layers[0].window, batch.segments)
+    x = model.embedding(batch.token_ids).float().detach().requires_grad_()
+
+    def run() -> None:
+        inputs = (x, cos[:, None], sin[:, None], first, model.attend)
+        y: Tensor = checkpoint(model.layers[0], *inputs, use_reentrant=False)
+        y.square().mean().backward()
+
+    return _second_time(run)
+
+
+def _head_seconds(model: GptOss) -> float:
+    """Of one chunk of logits, made twice and differentiated."""
+    head: nn.Linear = model.head
+    rows = head.weight.new_zeros(LOGIT_ROWS, head.in_features, requires_grad=True)
+
+    def loss(x: Tensor) -> Tensor:
+        return head(x).float().logsumexp(-1).sum()
+
+    return _second_time(lambda: checkpoint(loss, rows, use_reentrant=False).backward())
+
+
+def _second_time(run: Callable[[], None]) -> float:
+    run()
+    begun = time.perf_counter()
+    run()
+    return time.perf_counter() - begun

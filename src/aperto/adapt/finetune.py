@@ -1,0 +1,227 @@
+"""Fine-tuning as one job: a checkpoint and data in, an adapter's folder out.
+
+The folder holds the adapter itself, as PEFT lays it out, and in `run/` what the run was asked for,
+its state and its log, so that the same job given again goes on where it was left.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from aperto.adapt import lora
+from aperto.adapt.attention import blocked_attend
+from aperto.adapt.batches import RowBatches, batch_of
+from aperto.adapt.data import Dataset
+from aperto.adapt.estimate import MemoryEstimate, estimate_memory, step_seconds
+from aperto.adapt.lora import LoraConfig
+from aperto.adapt.model import GptOss
+from aperto.adapt.optimiser import OptimiserName, make_optimiser
+from aperto.adapt.packing import Row, pack
+from aperto.adapt.schedule import Schedule, Shape
+from aperto.adapt.state import RunFolder, replace_file
+from aperto.adapt.train import (
+    Outcome,
+    StepReport,
+    TrainConfig,
+    cross_entropy,
+    fit,
+    mean_loss,
+)
+from aperto.errors import ConfigError, UsageError
+from aperto.formats.adapter import write_adapter
+from aperto.formats.checkpoint import TensorSource
+from aperto.formats.lineage import FILE as LINEAGE_FILE
+from aperto.formats.lineage import Lineage
+
+RUN = "run"
+DtypeName = Literal["float32", "bfloat16"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class FinetuneConfig:
+    """How an adapter is trained. Raises ConfigError on values out of range."""
+
+    epochs: float = 1.0
+    """Times that every row is learnt."""
+    steps: int | None = None
+    """Optimiser steps, in place of epochs."""
+    length: int = 1024
+    """Tokens of a packed row."""
+    rows_per_step: int = 8
+    """Rows that one optimiser step learns from."""
+    rows_per_batch: int = 1
+    """Of these, rows that go through the model at once."""
+    learning_rate: float = 2e-4
+    """Highest learning rate."""
+    schedule: Shape = "cosine"
+    """How the rate falls."""
+    warmup: float = 0.03
+    """Share of the steps over which the rate rises."""
+    optimiser: OptimiserName = "adamw"
+    """Moments of 4 bytes a value, or of 1."""
+    weight_decay: float = 0.0
+    """Share of each trained value taken off in a step, times the rate."""
+    max_gradient_norm: float = 1.0
+    """Longer gradients are shortened to this."""
+    evaluate_every: int = 0
+    """Steps between evaluations of the held-out rows; 0: at the end alone."""
+    dtype: DtypeName = "bfloat16"
+    """Of activations and of what is frozen; what is trained is float32."""
+    seed: int = 0
+    """Of all that is drawn."""
+
+    def __post_init__(self) -> None:
+        if self.steps is None and not self.epochs > 0:
+            raise ConfigError(f"epochs is {self.epochs}; expected a number above 0")
+        if self.length < 2:
+            raise ConfigError(f"length is {self.length}; expected 2 tokens or more")
+        if not 0 <= self.warmup < 1:
+            raise ConfigError(f"warmup is {self.warmup}; expected a share of 0 or more, below 1")
+
+    def num_steps(self, steps_per_epoch: int) -> int:
+        """Optimiser steps of the run."""
+        return self.steps or max(round(self.epochs * steps_per_epoch), 1)
+
+
+class Finetune:
+    """A job that is ready to run.
+
+    Args:
+        source: the base model, its experts in MXFP4 (see `formats.quantize_experts`).
+        dataset: what is learnt, and what is held out.
+        adapted: what of the model is adapted.
+        config: how it is trained.
+        out: the adapter's folder; a new one, or one that this job left.
+        lineage: of the base model, with the base as its first parent.
+        licences: texts that go with what is derived from the base, by file name.
+        padding_id: token that fills rows up.
+
+    Raises:
+        UsageError: the folder holds something else.
+        DataError: the data does not fit the rows.
+    """
+
+    def __init__(
+        self,
+        source: TensorSource,
+        dataset: Dataset,
+        adapted: LoraConfig,
+        config: FinetuneConfig,
+        out: Path,
+        lineage: Lineage,
+        *,
+        licences: Mapping[str, str] | None = None,
+        padding_id: int = 0,
+    ) -> None:
+        self._config, self._adapted, self._out, self._lineage = config, adapted, out, lineage
+        self._source, self._licences = source, licences or {}
+        self.rows = pack(dataset.train, config.length, padding_id=padding_id)
+        self._held_out = pack(dataset.held_out, config.length, padding_id=padding_id)
+        self.batches = RowBatches(
+            self.rows,
+            rows_per_step=config.rows_per_step,
+            rows_per_batch=config.rows_per_batch,
+            seed=config.seed,
+        )
+        self.steps = config.num_steps(self.batches.steps_per_epoch)
+        if out.exists() and any(out.iterdir()) and not (out / RUN).is_dir():
+            raise UsageError(
+                f"{out} is not empty and holds no run; expected a new folder, or one that this "
+                "command left; choose another --out"
+            )
+        self.folder = RunFolder(out / RUN, self._identity())
+        self.model = GptOss.from_checkpoint(source, dtype=getattr(torch, config.dtype), packed=True)
+        self.model.recompute, self.model.attend = True, blocked_attend
+        lora.attach(self.model, adapted, config.seed)
+        self.trainable = lora.trainable(self.model)
+
+    def memory(self) -> MemoryEstimate:
+        """What the run takes at its highest."""
+        return estimate_memory(
+            self.model.config,
+            weights=sum(self._source.info(name).nbytes for name in self._source.names()),
+            trained=sum(p.numel() for p in self.trainable.values()),
+            batch_tokens=self._config.rows_per_batch * self._config.length,
+            value_bytes=getattr(torch, self._config.dtype).itemsize,
+            optimiser=self._config.optimiser,
+        )
+
+    def step_seconds(self) -> float:
+        """What a step will take on this machine."""
+        return step_seconds(self.model, self.batches(0))
+
+    def run(self, watch: Callable[[StepReport], None] | None = None) -> Outcome:
+        """Train, or go on. Raises what `fit` raises."""
+        config = self._config
+        rise = int(config.warmup * self.steps)
+        schedule = Schedule(
+            steps=self.steps, peak=config.learning_rate, shape=config.schedule, warmup=rise
+        )
+        return fit(
+            self.model,
+            self.trainable,
+            self.batches,
+            cross_entropy,
+            make_optimiser(
+                config.optimiser, self.trainable.values(), weight_decay=config.weight_decay
+            ),
+            TrainConfig(
+                schedule=schedule,
+                seed=config.seed,
+                max_gradient_norm=config.max_gradient_norm,
+                evaluate_every=config.evaluate_every,
+            ),
+            self.folder,
+            evaluate=self._evaluate if self._held_out else None,
+            watch=watch,
+            publish=self._publish,
+        )
+
+    def _evaluate(self) -> dict[str, float]:
+        batches = (batch_of([row]) for row in self._held_out)
+        return {"eval_loss": mean_loss(self.model, batches, cross_entropy)}
+
+    def _publish(self, step: int) -> None:
+        """Put the adapter as it is in place of what the folder holds."""
+        base = self._lineage.parents[0].name
+        adapter = lora.to_adapter(self.model, self._adapted, base)
+        with tempfile.TemporaryDirectory(prefix=".adapter.", dir=self._out) as made:
+            fresh = Path(made) / "adapter"
+            write_adapter(fresh, adapter, self.model.config)
+            lineage = self._lineage.then(f"adapted {base}: {step} of {self.steps} steps")
+            (fresh / LINEAGE_FILE).write_text(lineage.to_json(), encoding="utf-8")
+            for name, text in self._licences.items():
+                (fresh / name).write_text(text, encoding="utf-8")
+            for file in sorted(fresh.iterdir()):
+                replace_file(self._out / file.name, file.read_bytes())
+
+    def _identity(self) -> dict[str, Any]:
+        """All that the result depends on."""
+        adapted = dataclasses.asdict(self._adapted)
+        if isinstance(self._adapted.experts, Mapping):
+            adapted["experts"] = {str(k): list(v) for k, v in self._adapted.experts.items()}
+        base = self._lineage.parents[0]
+        return {
+            "base": base.name,
+            "base_hash": base.hash,
+            "data": _digest(self.rows),
+            "threads": torch.get_num_threads(),
+            **dataclasses.asdict(self._config),
+            **{f"adapter_{name}": value for name, value in adapted.items()},
+        }
+
+
+def _digest(rows: Sequence[Row]) -> str:
+    """A hash of what is learnt."""
+    found = hashlib.sha256()
+    for row in rows:
+        for array in (row.token_ids, row.weights, row.segments):
+            found.update(array.tobytes())
+    return found.hexdigest()

@@ -1,0 +1,308 @@
+"""`aperto adapt`: fine-tune a model on one's own data; the result is an adapter."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from aperto.cli.app import settings_of
+from aperto.cli.options import LogLevelOption, ModelArgument
+from aperto.cli.progress import byte_progress, step_progress
+from aperto.errors import MissingExtraError, UsageError
+
+if TYPE_CHECKING:
+    from aperto.adapt.data import Dataset
+    from aperto.adapt.finetune import Finetune
+    from aperto.adapt.lora import LoraConfig
+    from aperto.adapt.train import Outcome, StepReport
+    from aperto.formats.lineage import Lineage
+
+_LINE_EVERY_S = 5.0
+_BIG_BYTES = 1 << 30
+INTERRUPTED = 130
+
+
+class ScheduleChoice(StrEnum):
+    """How the learning rate falls."""
+
+    COSINE = "cosine"
+    LINEAR = "linear"
+    CONSTANT = "constant"
+
+
+class OptimiserChoice(StrEnum):
+    """Bytes of the optimiser's moments."""
+
+    ADAMW = "adamw"
+    ADAMW8BIT = "adamw8bit"
+
+
+class DtypeChoice(StrEnum):
+    """Type of activations and frozen matrices."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+class TooLongChoice(StrEnum):
+    """What is done with conversations that do not fit a row."""
+
+    ERROR = "error"
+    CUT = "cut"
+    DROP = "drop"
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(adapt)
+
+
+def adapt(
+    ctx: typer.Context,
+    model: ModelArgument,
+    data: Annotated[
+        Path, typer.Argument(help="Chat or text JSONL, text, Parquet; or a folder of them.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the adapter; one left earlier is resumed.")],
+    rank: Annotated[int, typer.Option(min=1, help="Inner width of the changes.")] = 16,
+    alpha: Annotated[
+        float | None, typer.Option(help="Numerator of their scaling. Default: twice the rank.")
+    ] = None,
+    rslora: Annotated[bool, typer.Option("--rslora", help="Scale by alpha / sqrt(rank).")] = False,
+    dropout: Annotated[float, typer.Option(help="Share of their inputs left out.")] = 0.0,
+    targets: Annotated[
+        str,
+        typer.Option(
+            help="What is adapted, separated by commas: attention, router, experts, "
+            "experts:N (the N most used of each layer), sinks, norms, biases."
+        ),
+    ] = "attention",
+    epochs: Annotated[float, typer.Option(help="Times that every row is learnt.")] = 1.0,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Optimiser steps, in place of epochs.")
+    ] = None,
+    length: Annotated[int, typer.Option(min=2, help="Tokens of a packed row.")] = 1024,
+    too_long: Annotated[
+        TooLongChoice, typer.Option(help="What to do with longer conversations.")
+    ] = TooLongChoice.ERROR,
+    rows_per_step: Annotated[int, typer.Option(min=1, help="Rows of an optimiser step.")] = 8,
+    rows_per_batch: Annotated[
+        int, typer.Option(min=1, help="Of these, rows that go through the model at once.")
+    ] = 1,
+    learning_rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-4,
+    schedule: Annotated[ScheduleChoice, typer.Option(help="How it falls.")] = ScheduleChoice.COSINE,
+    warmup: Annotated[float, typer.Option(help="Share of the steps over which it rises.")] = 0.03,
+    optimiser: Annotated[
+        OptimiserChoice, typer.Option(help="AdamW with moments of 4 bytes, or of 1.")
+    ] = OptimiserChoice.ADAMW,
+    weight_decay: Annotated[float, typer.Option(help="AdamW's.")] = 0.0,
+    held_out: Annotated[
+        float, typer.Option(help="Share of the rows to evaluate on, where no files are named so.")
+    ] = 0.05,
+    evaluate_every: Annotated[
+        int, typer.Option(min=0, help="Steps between evaluations. Default: at the end alone.")
+    ] = 0,
+    dtype: Annotated[
+        DtypeChoice | None,
+        typer.Option(help="Activations and frozen matrices. Default: float32 below 1 GiB."),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Default: all cores.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn.")] = 0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the data, tell memory and time, and stop.")
+    ] = False,
+    log_level: LogLevelOption = None,
+) -> None:
+    """Fine-tune a model on a CPU, its packed weights frozen and mapped; writes an adapter.
+
+    The data is checked as a whole first. Interrupted or killed, the same command goes on from the
+    last state and ends in the same bits.
+    """
+    settings_of(ctx, log_level)
+    _require_torch()
+    import torch
+
+    from aperto.adapt.finetune import Finetune, FinetuneConfig
+    from aperto.formats import open_checkpoint, quantize_experts
+    from aperto.formats.hub import resolve_model
+    from aperto.formats.licence import licences
+    from aperto.machine import available_bytes
+    from aperto.tokenizer import Tokenizer
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    path = resolve_model(model)
+    checkpoint = open_checkpoint(path)
+    tokenizer = Tokenizer.from_checkpoint(checkpoint.tokenizer_source())
+    dataset = _dataset(data, tokenizer, length, too_long.value, held_out, seed)
+    size = sum(checkpoint.info(name).nbytes for name in checkpoint.names())
+    chosen = dtype.value if dtype else ("float32" if size < _BIG_BYTES else "bfloat16")
+    config = FinetuneConfig(
+        epochs=epochs,
+        steps=steps,
+        length=length,
+        rows_per_step=rows_per_step,
+        rows_per_batch=rows_per_batch,
+        learning_rate=learning_rate,
+        schedule=schedule.value,
+        warmup=warmup,
+        optimiser=optimiser.value,
+        weight_decay=weight_decay,
+        evaluate_every=evaluate_every,
+        dtype=chosen,
+        seed=seed,
+    )
+    adapted = _lora(targets, rank, alpha, rslora, dropout)
+    before = available_bytes()
+    job = Finetune(
+        quantize_experts(checkpoint),
+        dataset,
+        adapted,
+        config,
+        out,
+        _lineage(model, checkpoint),
+        licences=licences(path),
+    )
+    _announce(job, dataset)
+    job.memory().require(before)
+    typer.echo(f"time: about {_duration(job.step_seconds() * job.steps)}")
+    if dry_run:
+        return
+    with _watching(job.steps) as watch:
+        outcome = job.run(watch)
+    _report(outcome, out, model)
+
+
+def _require_torch() -> None:
+    try:
+        import torch  # noqa: F401
+    except ModuleNotFoundError as missing:
+        raise MissingExtraError("torch", "adapt") from missing
+
+
+def _dataset(
+    path: Path, tokenizer: Any, length: int, too_long: Any, held_out: float, seed: int
+) -> Dataset:
+    from aperto.adapt.data import read_dataset
+
+    dataset = read_dataset(
+        path,
+        tokenizer,
+        max_tokens=length,
+        too_long=too_long,
+        held_out=held_out,
+        seed=seed,
+    )
+    for note in dataset.notes:
+        typer.echo(f"note: {note}")
+    return dataset
+
+
+def _lora(targets: str, rank: int, alpha: float | None, rslora: bool, dropout: float) -> LoraConfig:
+    """The option --targets as the adapter's settings."""
+    from aperto.adapt.lora import ATTENTION, LoraConfig
+
+    matrices: list[str] = []
+    experts: Any = "none"
+    for word in filter(None, (part.strip() for part in targets.split(","))):
+        if word == "attention":
+            matrices += ATTENTION
+        elif word == "router":
+            matrices.append("moe.router")
+        elif word == "experts":
+            experts = "all"
+        elif re.fullmatch(r"experts:[1-9][0-9]*", word):
+            raise UsageError(
+                "--targets experts:N is not there yet; expected attention, router, experts"
+            )
+        else:
+            raise UsageError(
+                f"--targets has {word!r}; expected attention, router, experts or experts:N, "
+                "separated by commas"
+            )
+    return LoraConfig(
+        rank=rank,
+        alpha=2.0 * rank if alpha is None else alpha,
+        rslora=rslora,
+        dropout=dropout,
+        targets=tuple(matrices),
+        experts=experts,
+    )
+
+
+def _lineage(name: str, checkpoint: Any) -> Lineage:
+    from aperto.formats.lineage import Lineage, Parent
+    from aperto.measure.check import tensor_hashes, tensor_set_hash
+
+    with byte_progress(f"hashing {name}") as progress:
+        base = Parent(name, tensor_set_hash(dict(tensor_hashes(checkpoint, progress))))
+    earlier = checkpoint.lineage
+    return Lineage((base,), earlier.steps if earlier else ())
+
+
+def _announce(job: Finetune, dataset: Dataset) -> None:
+    """What will be learnt, and the memory it takes."""
+    learnt = sum(example.num_learnt for example in dataset.train)
+    trained = sum(p.numel() for p in job.trainable.values())
+    typer.echo(
+        f"data: {len(dataset.train)} examples to learn, {len(dataset.held_out)} held out; "
+        f"{learnt} learnt tokens in {len(job.rows)} rows; {job.steps} steps"
+    )
+    memory = job.memory()
+    parts = ", ".join(f"{i.name} {i.num_bytes / 2**30:.2f}" for i in memory.items)
+    typer.echo(f"memory: {memory.total_bytes / 2**30:.2f} GiB ({parts})")
+    typer.echo(f"trained: {trained / 1e6:.2f} M values")
+
+
+@contextmanager
+def _watching(steps: int) -> Iterator[Callable[[StepReport], None]]:
+    """Show every step: a bar on a terminal, else a line every few seconds."""
+    shown, durations = -_LINE_EVERY_S, []
+    with step_progress() as draw:
+
+        def watch(report: StepReport) -> None:
+            nonlocal shown
+            durations.append(report.seconds)
+            recent = durations[-20:]
+            left = sum(recent) / len(recent) * (steps - report.step)
+            text = (
+                f"loss {report.loss:.4f}, {report.tokens_per_s:.0f} tokens/s, "
+                f"{_duration(left)} left"
+            )
+            draw(report.step, steps, text)
+            now = time.monotonic()
+            due = now - shown >= _LINE_EVERY_S or report.step == steps
+            if due and not sys.stderr.isatty():
+                shown = now
+                typer.echo(f"step {report.step}/{steps}: {text}")
+
+        yield watch
+
+
+def _report(outcome: Outcome, out: Path, model: str) -> None:
+    if outcome.resumed_at:
+        typer.echo(f"resumed after step {outcome.resumed_at}")
+    if not outcome.finished:
+        typer.echo(
+            f"stopped after step {outcome.step} of {outcome.steps}; the same command goes on"
+        )
+        raise typer.Exit(INTERRUPTED)
+    for name, value in outcome.measures.items():
+        typer.echo(f"{name}: {value:.4f}")
+    typer.echo(f"wrote {out}; vetted: no; try it: aperto chat {model} --adapter {out}")
+
+
+def _duration(seconds: float) -> str:
+    """A time for reading."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
