@@ -24,6 +24,7 @@ from aperto.adapt.lora import LoraConfig
 from aperto.adapt.model import GptOss
 from aperto.adapt.optimiser import OptimiserName, make_optimiser
 from aperto.adapt.packing import Row, pack
+from aperto.adapt.routing import hottest_experts
 from aperto.adapt.schedule import Schedule, Shape
 from aperto.adapt.state import RunFolder, replace_file
 from aperto.adapt.train import (
@@ -41,6 +42,8 @@ from aperto.formats.lineage import FILE as LINEAGE_FILE
 from aperto.formats.lineage import Lineage
 
 RUN = "run"
+_ROUTING_TOKENS = 8192
+"""Tokens of the data that tell which experts it uses most."""
 DtypeName = Literal["float32", "bfloat16"]
 
 
@@ -97,6 +100,7 @@ class Finetune:
         source: the base model, its experts in MXFP4 (see `formats.quantize_experts`).
         dataset: what is learnt, and what is held out.
         adapted: what of the model is adapted.
+        hottest: adapt so many experts of each layer too, those that the data uses most.
         config: how it is trained.
         out: the adapter's folder; a new one, or one that this job left.
         lineage: of the base model, with the base as its first parent.
@@ -117,6 +121,7 @@ class Finetune:
         out: Path,
         lineage: Lineage,
         *,
+        hottest: int = 0,
         licences: Mapping[str, str] | None = None,
         padding_id: int = 0,
     ) -> None:
@@ -136,10 +141,14 @@ class Finetune:
                 f"{out} is not empty and holds no run; expected a new folder, or one that this "
                 "command left; choose another --out"
             )
-        self.folder = RunFolder(out / RUN, self._identity())
+        self.folder = RunFolder(out / RUN, {**self._identity(), "hottest": hottest})
         self.model = GptOss.from_checkpoint(source, dtype=getattr(torch, config.dtype), packed=True)
         self.model.recompute, self.model.attend = True, blocked_attend
-        lora.attach(self.model, adapted, config.seed)
+        if hottest:
+            rows = self.rows[: max(_ROUTING_TOKENS // config.length, 1)]
+            experts = hottest_experts(self.model, (batch_of([row]) for row in rows), hottest)
+            self._adapted = dataclasses.replace(adapted, experts=experts)
+        lora.attach(self.model, self._adapted, config.seed)
         self.trainable = lora.trainable(self.model)
 
     def memory(self) -> MemoryEstimate:
@@ -216,6 +225,11 @@ class Finetune:
             **dataclasses.asdict(self._config),
             **{f"adapter_{name}": value for name, value in adapted.items()},
         }
+
+
+def use_threads(count: int) -> None:
+    """Compute on so many threads; the bits of a run depend on their number."""
+    torch.set_num_threads(count)
 
 
 def _digest(rows: Sequence[Row]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import sys
 import time
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -128,9 +129,7 @@ def adapt(
     """
     settings_of(ctx, log_level)
     _require_torch()
-    import torch
-
-    from aperto.adapt.finetune import Finetune, FinetuneConfig
+    from aperto.adapt.finetune import Finetune, FinetuneConfig, use_threads
     from aperto.formats import open_checkpoint, quantize_experts
     from aperto.formats.hub import resolve_model
     from aperto.formats.licence import licences
@@ -138,13 +137,13 @@ def adapt(
     from aperto.tokenizer import Tokenizer
 
     if threads is not None:
-        torch.set_num_threads(threads)
+        use_threads(threads)
     path = resolve_model(model)
     checkpoint = open_checkpoint(path)
     tokenizer = Tokenizer.from_checkpoint(checkpoint.tokenizer_source())
     dataset = _dataset(data, tokenizer, length, too_long.value, held_out, seed)
     size = sum(checkpoint.info(name).nbytes for name in checkpoint.names())
-    chosen = dtype.value if dtype else ("float32" if size < _BIG_BYTES else "bfloat16")
+    small = DtypeChoice.FLOAT32 if size < _BIG_BYTES else DtypeChoice.BFLOAT16
     config = FinetuneConfig(
         epochs=epochs,
         steps=steps,
@@ -157,10 +156,10 @@ def adapt(
         optimiser=optimiser.value,
         weight_decay=weight_decay,
         evaluate_every=evaluate_every,
-        dtype=chosen,
+        dtype=(dtype or small).value,
         seed=seed,
     )
-    adapted = _lora(targets, rank, alpha, rslora, dropout)
+    adapted, hottest = _lora(targets, rank, alpha, rslora, dropout)
     before = available_bytes()
     job = Finetune(
         quantize_experts(checkpoint),
@@ -169,6 +168,7 @@ def adapt(
         config,
         out,
         _lineage(model, checkpoint),
+        hottest=hottest,
         licences=licences(path),
     )
     _announce(job, dataset)
@@ -182,10 +182,8 @@ def adapt(
 
 
 def _require_torch() -> None:
-    try:
-        import torch  # noqa: F401
-    except ModuleNotFoundError as missing:
-        raise MissingExtraError("torch", "adapt") from missing
+    if importlib.util.find_spec("torch") is None:
+        raise MissingExtraError("torch", "adapt")
 
 
 def _dataset(
@@ -206,12 +204,15 @@ def _dataset(
     return dataset
 
 
-def _lora(targets: str, rank: int, alpha: float | None, rslora: bool, dropout: float) -> LoraConfig:
-    """The option --targets as the adapter's settings."""
+def _lora(
+    targets: str, rank: int, alpha: float | None, rslora: bool, dropout: float
+) -> tuple[LoraConfig, int]:
+    """The option --targets as the adapter's settings, and the N of experts:N."""
     from aperto.adapt.lora import ATTENTION, LoraConfig
 
     matrices: list[str] = []
-    experts: Any = "none"
+    experts: Literal["none", "all"] = "none"
+    hottest = 0
     for word in filter(None, (part.strip() for part in targets.split(","))):
         if word == "attention":
             matrices += ATTENTION
@@ -219,16 +220,14 @@ def _lora(targets: str, rank: int, alpha: float | None, rslora: bool, dropout: f
             matrices.append("moe.router")
         elif word == "experts":
             experts = "all"
-        elif re.fullmatch(r"experts:[1-9][0-9]*", word):
-            raise UsageError(
-                "--targets experts:N is not there yet; expected attention, router, experts"
-            )
+        elif found := re.fullmatch(r"experts:([1-9][0-9]*)", word):
+            hottest = int(found[1])
         else:
             raise UsageError(
                 f"--targets has {word!r}; expected attention, router, experts or experts:N, "
                 "separated by commas"
             )
-    return LoraConfig(
+    config = LoraConfig(
         rank=rank,
         alpha=2.0 * rank if alpha is None else alpha,
         rslora=rslora,
@@ -236,6 +235,7 @@ def _lora(targets: str, rank: int, alpha: float | None, rslora: bool, dropout: f
         targets=tuple(matrices),
         experts=experts,
     )
+    return config, hottest
 
 
 def _lineage(name: str, checkpoint: Any) -> Lineage:

@@ -1,0 +1,132 @@
+"""Fine-tuning as one job, on a tiny checkpoint; and what is told before it begins."""
+
+import numpy as np
+import pytest
+import torch
+from tests.tiny import write_tiny
+
+from aperto.adapt.batches import RowBatches
+from aperto.adapt.data import Dataset
+from aperto.adapt.estimate import estimate_memory
+from aperto.adapt.finetune import Finetune, FinetuneConfig
+from aperto.adapt.lora import LoraConfig
+from aperto.adapt.model import GptOss
+from aperto.adapt.packing import Example
+from aperto.adapt.routing import hottest_experts
+from aperto.adapt.train import cross_entropy, mean_loss
+from aperto.errors import ConfigError, MemoryLimitError, UsageError
+from aperto.formats import open_checkpoint
+from aperto.formats.adapter import read_adapter
+from aperto.formats.lineage import Lineage, Parent, read_lineage
+from aperto.formats.merged import Merged
+
+CONFIG = FinetuneConfig(
+    steps=12, length=32, rows_per_step=2, learning_rate=2e-2, dtype="float32", warmup=0.1
+)
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    return open_checkpoint(write_tiny(tmp_path_factory.mktemp("m") / "tiny", windows=(8, 0)))
+
+
+def dataset(count=6):
+    drawn = np.random.default_rng(1)
+
+    def example(length):
+        ids = drawn.integers(0, 384, length).astype(np.int32)
+        return Example(ids, np.ones(length, np.float32))
+
+    return Dataset(tuple(example(20) for _ in range(count)), (example(20),))
+
+
+def job(stored, out, config=CONFIG, **options):
+    lineage = Lineage((Parent("tiny", "0" * 16),), ())
+    adapted = LoraConfig(rank=2, alpha=4.0)
+    return Finetune(stored, dataset(), adapted, config, out, lineage, **options)
+
+
+def test_the_adapter_in_the_folder_is_the_trained_model(stored, tmp_path):
+    work = job(stored, tmp_path / "out", hottest=1, licences={"LICENSE": "a text"})
+    outcome = work.run()
+    assert outcome.finished
+    assert "eval_loss" in outcome.measures
+    adapter = read_adapter(tmp_path / "out", stored.config)
+    merged = GptOss.from_checkpoint(Merged(stored, adapter), dtype=torch.float32)
+    batches = list(work.batches(0))
+    # Changed experts are rounded to MXFP4 in the merge, so the losses are near, not equal.
+    trained = mean_loss(work.model, batches, cross_entropy)
+    base = mean_loss(GptOss.from_checkpoint(stored), batches, cross_entropy)
+    assert abs(mean_loss(merged, batches, cross_entropy) - trained) < (base - trained) / 4
+    lineage = read_lineage(tmp_path / "out")
+    assert lineage.vetted == "no"
+    assert lineage.steps == ("adapted tiny: 12 of 12 steps",)
+    assert (tmp_path / "out" / "LICENSE").read_text() == "a text"
+
+
+def test_another_job_in_the_folder_is_refused(stored, tmp_path):
+    job(stored, tmp_path / "out")
+    with pytest.raises(UsageError, match="holds a run with dtype"):
+        job(stored, tmp_path / "out", FinetuneConfig(steps=12, length=32, learning_rate=1e-3))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    with pytest.raises(UsageError, match="holds no run"):
+        job(stored, tmp_path / "full")
+
+
+def test_epochs_are_steps():
+    assert FinetuneConfig(epochs=2.5).num_steps(4) == 10
+    assert FinetuneConfig(epochs=0.01).num_steps(4) == 1
+    assert FinetuneConfig(steps=7).num_steps(4) == 7
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [({"epochs": 0}, "epochs is 0"), ({"length": 1}, "length is 1"), ({"warmup": 1}, "warmup is")],
+)
+def test_out_of_range(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        FinetuneConfig(**fields)
+
+
+def test_hottest_experts_are_those_the_router_chooses(stored):
+    model = GptOss.from_checkpoint(stored)
+    with torch.no_grad():
+        model.layers[0].moe.router.bias[2] += 100
+        model.layers[1].moe.router.bias[1] += 100
+    rows = job_rows()
+    found = hottest_experts(model, RowBatches(rows, rows_per_step=2)(0), 1)
+    assert found == {0: (2,), 1: (1,)}
+    with pytest.raises(ConfigError, match="99 experts"):
+        hottest_experts(model, [], 99)
+
+
+def job_rows():
+    from aperto.adapt.packing import pack
+
+    return pack(dataset().train, 32)
+
+
+def test_memory_is_told_and_refused(stored, tmp_path):
+    work = job(stored, tmp_path / "out")
+    memory = work.memory()
+    assert memory.total_bytes == sum(item.num_bytes for item in memory.items)
+    memory.require(memory.total_bytes)
+    with pytest.raises(MemoryLimitError, match=r"training takes .* are available"):
+        memory.require(memory.total_bytes - 1)
+    assert work.step_seconds() > 0
+    assert all(p.grad is None for p in work.model.parameters())
+
+
+def test_memory_of_the_optimiser(stored):
+    def total(optimiser):
+        return estimate_memory(
+            stored.config,
+            weights=0,
+            trained=10**6,
+            batch_tokens=10,
+            value_bytes=4,
+            optimiser=optimiser,
+        ).total_bytes
+
+    assert total("adamw") - total("adamw8bit") == 6 * 10**6

@@ -1,0 +1,73 @@
+"""`aperto adapt`, from a file of conversations to an adapter that is served."""
+
+import json
+
+import pytest
+
+
+@pytest.fixture
+def data(tmp_path):
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"code {n}?"},
+                {"role": "assistant", "content": f"{n * 7}"},
+            ]
+        }
+        for n in range(20)
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+OPTIONS = ("--steps", "3", "--length", "128", "--rows-per-step", "2", "--rank", "2")
+
+
+def test_writes_an_adapter_and_goes_on_with_it(aperto, data, tmp_path):
+    out = tmp_path / "out"
+    result = aperto("adapt", "nano", str(data), "--out", str(out), *OPTIONS)
+    assert result.exit_code == 0, result.output
+    assert "19 examples to learn, 1 held out" in result.output
+    for word in ("memory: ", "time: about ", "step 3/3: loss ", "eval_loss: ", "vetted: no"):
+        assert word in result.output
+    again = aperto("adapt", "nano", str(data), "--out", str(out), *OPTIONS)
+    assert "resumed after step 3" in again.output
+    info = aperto("info", str(out))
+    assert "attn" in info.output
+
+
+def test_a_dry_run_trains_nothing(aperto, data, tmp_path):
+    out = tmp_path / "out"
+    result = aperto("adapt", "nano", str(data), "--out", str(out), "--dry-run", *OPTIONS)
+    assert result.exit_code == 0, result.output
+    assert "time: about" in result.output
+    assert not (out / "adapter_model.safetensors").exists()
+
+
+def test_bad_rows_are_named_before_anything_starts(aperto, data, tmp_path):
+    lines = data.read_text().splitlines()
+    lines[4] = '{"messages": [{"role": "user", "content": "a question and no answer"}]}'
+    lines[9] = "not json"
+    data.write_text("\n".join(lines))
+    out = tmp_path / "out"
+    result = aperto("adapt", "nano", str(data), "--out", str(out), *OPTIONS)
+    assert result.exit_code != 0
+    assert "rows.jsonl:5" in result.output
+    assert "rows.jsonl:10" in result.output
+    assert not out.exists()
+
+
+def test_other_options_in_the_same_folder_are_refused(aperto, data, tmp_path):
+    out = str(tmp_path / "out")
+    assert aperto("adapt", "nano", str(data), "--out", out, "--dry-run", *OPTIONS).exit_code == 0
+    result = aperto("adapt", "nano", str(data), "--out", out, *OPTIONS[:-1], "4")
+    assert result.exit_code == 2
+    assert "adapter_rank = 2; asked for is 4" in result.output
+
+
+def test_unknown_targets(aperto, data, tmp_path):
+    out = str(tmp_path / "out")
+    result = aperto("adapt", "nano", str(data), "--out", out, "--targets", "attention,lips")
+    assert result.exit_code == 2
+    assert "'lips'; expected attention, router, experts" in result.output
