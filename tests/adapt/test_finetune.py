@@ -65,8 +65,8 @@ def test_the_adapter_in_the_folder_is_the_trained_model(stored, tmp_path):
 
 
 def test_another_job_in_the_folder_is_refused(stored, tmp_path):
-    job(stored, tmp_path / "out")
-    with pytest.raises(UsageError, match="holds a run with dtype"):
+    job(stored, tmp_path / "out").run()
+    with pytest.raises(UsageError, match=r"learning_rate was 0\.02, asked for is 0\.001"):
         job(stored, tmp_path / "out", FinetuneConfig(steps=12, length=32, learning_rate=1e-3))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")

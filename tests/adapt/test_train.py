@@ -186,7 +186,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
 
 def test_another_run_in_the_folder_is_refused(tmp_path):
     train(tmp_path)
-    with pytest.raises(UsageError, match=r"rate = 0\.01; asked for is 0\.5"):
+    with pytest.raises(UsageError, match=r"rate was 0\.01, asked for is 0\.5"):
         train(tmp_path, rate=0.5)
     (tmp_path / STATE).write_bytes(b"not a state")
     with pytest.raises(FormatError, match="cannot be read"):

@@ -42,7 +42,7 @@ def test_a_dry_run_trains_nothing(aperto, data, tmp_path):
     result = aperto("adapt", "nano", str(data), "--out", str(out), "--dry-run", *OPTIONS)
     assert result.exit_code == 0, result.output
     assert "time: about" in result.output
-    assert not (out / "adapter_model.safetensors").exists()
+    assert not out.exists()
 
 
 def test_bad_rows_are_named_before_anything_starts(aperto, data, tmp_path):
@@ -60,10 +60,10 @@ def test_bad_rows_are_named_before_anything_starts(aperto, data, tmp_path):
 
 def test_other_options_in_the_same_folder_are_refused(aperto, data, tmp_path):
     out = str(tmp_path / "out")
-    assert aperto("adapt", "nano", str(data), "--out", out, "--dry-run", *OPTIONS).exit_code == 0
+    assert aperto("adapt", "nano", str(data), "--out", out, *OPTIONS).exit_code == 0
     result = aperto("adapt", "nano", str(data), "--out", out, *OPTIONS[:-1], "4")
     assert result.exit_code == 2
-    assert "adapter_rank = 2; asked for is 4" in result.output
+    assert "adapter_rank was 2, asked for is 4" in result.output
 
 
 def test_unknown_targets(aperto, data, tmp_path):

@@ -32,14 +32,15 @@ def hottest_experts(
 
     def counting(index: int) -> Any:
         def count_uses(module: nn.Module, inputs: Any, logits: Tensor) -> None:
-            chosen = logits[shown[-1]].topk(model.layers[index].moe.top_k).indices
+            chosen = logits[shown[-1]].topk(layers[index].moe.top_k).indices
             uses[index] += chosen.flatten().bincount(minlength=logits.shape[-1]).cpu()
 
         return count_uses
 
+    layers: list[Any] = list(model.layers)
     hooks = [
         layer.moe.router.register_forward_hook(counting(index))
-        for index, layer in enumerate(model.layers)
+        for index, layer in enumerate(layers)
     ]
     try:
         with torch.inference_mode():

@@ -24,7 +24,7 @@ class RunFolder:
     """A folder with what a run was asked for, how far it is, and what was logged.
 
     Args:
-        path: the folder; made where there is none.
+        path: the folder; `begin` makes it where there is none.
         settings: everything the result depends on, as JSON values. A folder that was begun with
             other settings is refused, so that a resumed run is the run that was begun.
 
@@ -35,7 +35,7 @@ class RunFolder:
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self.path = path
-        wanted = json.loads(json.dumps(settings))
+        self._wanted = wanted = json.loads(json.dumps(settings))
         file = path / SETTINGS
         if not file.exists():
             if path.exists() and any(path.iterdir()):
@@ -43,18 +43,26 @@ class RunFolder:
                     f"{path} is not empty and holds no run; expected a new folder, or one that "
                     "training left; choose another --out"
                 )
-            path.mkdir(parents=True, exist_ok=True)
-            replace_file(file, (json.dumps(wanted, indent=2, sort_keys=True) + "\n").encode())
             return
         found = _settings(file)
         changed = sorted(k for k in {*found, *wanted} if found.get(k) != wanted.get(k))
         if changed:
-            key = changed[0]
-            raise UsageError(
-                f"{path} holds a run with {key} = {json.dumps(found.get(key))}; asked for is "
-                f"{json.dumps(wanted.get(key))} ({len(changed)} settings differ); give the same "
-                "options to resume it, or another --out"
+            differences = "; ".join(
+                f"{key} was {json.dumps(found.get(key))}, asked for is {json.dumps(wanted.get(key))}"
+                for key in changed
             )
+            raise UsageError(
+                f"{path} holds another run: {differences}; give the same options to resume it, "
+                "or another --out"
+            )
+
+    def begin(self) -> None:
+        """Make the folder and note the settings, unless that was done before."""
+        file = self.path / SETTINGS
+        if not file.exists():
+            self.path.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(self._wanted, indent=2, sort_keys=True) + "\n"
+            replace_file(file, text.encode())
 
     def load(self) -> dict[str, Any] | None:
         """The last state that was saved, if there is one. Raises FormatError on a damaged file."""

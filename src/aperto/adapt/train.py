@@ -146,6 +146,7 @@ def fit(
         DiskSpaceError: a state could not be written; the one before it is there.
     """
     run = _Run(model, trainable, optimiser, config, folder)
+    folder.begin()
     begun = run.resume()
     folder.cut_log(begun)
     measures: Mapping[str, float] = {}
