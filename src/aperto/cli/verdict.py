@@ -94,7 +94,7 @@ def decide(
         look=look,
         calibration=None if calibration is None else read_calibration(calibration),
         not_run=reasons_of(not_run),
-        sign_offs=tuple(_read_sign_off(path) for path in signed or ()),
+        sign_offs=tuple(read_sign_off(path) for path in signed or ()),
     )
     verdict = judge(evidence)
     report = Report(verdict, _models(model, evidence))
@@ -184,7 +184,8 @@ def _models(texts: list[str] | None, evidence: Evidence) -> dict[Arm, dict[str, 
     return found
 
 
-def _read_sign_off(path: Path) -> SignOff:
+def read_sign_off(path: Path) -> SignOff:
+    """A reviewer's word from a file. Raises SignatureError where it holds none."""
     from aperto.vet.sign import SignOff
 
     try:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aperto.cli import verdict
+from aperto.cli import release, verdict
 from aperto.cli.app import settings_of
 from aperto.cli.options import JsonOption, LogLevelOption
 from aperto.cli.table import columns
@@ -29,6 +29,7 @@ app = typer.Typer(
 )
 """The group of commands."""
 
+release.add_to(app)
 verdict.add_to(app)
 
 ProtocolArgument = Annotated[
