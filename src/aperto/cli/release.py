@@ -63,6 +63,9 @@ def release(
         int | None, typer.Option(min=1, metavar="N", help="Most tokens of an answer.")
     ] = None,
     width: Annotated[int, typer.Option(min=1, metavar="N", help="Questions at once.")] = 64,
+    threads: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Default: one a core.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell the time, and stop.")] = False,
     log_level: LogLevelOption = None,
 ) -> None:
@@ -90,7 +93,9 @@ def release(
         None if calibration is None else read_calibration(calibration),
         tuple(read_sign_off(path) for path in signed or ()),
     )
-    asker = Asker(own_sources(), _opener(job), seed=seed, max_tokens=max_tokens, width=width)
+    asker = Asker(
+        own_sources(), _opener(job, threads), seed=seed, max_tokens=max_tokens, width=width
+    )
     left = job.answers_left(asker)
     seconds = seconds_for(asker, job)
     typer.echo(f"protocol {frozen.sha256[:16]}, frozen {frozen.frozen_at}")
@@ -159,7 +164,7 @@ def _model(name: str, base: Model | None = None) -> Model:
     return Model(name, tensor_set_hash(hashes), path)
 
 
-def _opener(job: Release) -> OpenArm:
+def _opener(job: Release, threads: int | None) -> OpenArm:
     """Loads the model of an arm for as long as it is asked."""
     import aperto
 
@@ -169,7 +174,9 @@ def _opener(job: Release) -> OpenArm:
         adapters: dict[str, Any] = {} if model.adapter is None else {"adapter": model.adapter}
         with (
             byte_progress(f"packing {model.name}") as progress,
-            aperto.load(model.checkpoint, adapters=adapters, progress=progress) as loaded,
+            aperto.load(
+                model.checkpoint, threads=threads, adapters=adapters, progress=progress
+            ) as loaded,
         ):
             yield loaded if model.adapter is None else loaded.variant("adapter")
 
