@@ -229,6 +229,37 @@ def test_after_the_enlargement_missing_becomes_block():
     assert judge_once(seen)[0] is Decision.BLOCK
 
 
+@pytest.mark.parametrize("void", ["integrity", "base differs from itself"])
+def test_after_the_enlargement_void_becomes_block(void: str):
+    frozen = protocol(INTEGRITY, suite(margin=0.1))
+    again = 0.0 if void == "integrity" else 0.5
+    whole = 0.5 if void == "integrity" else 1.0
+    seen = joined(
+        arms("integrity", 1.0, whole, items=200), arms("bread", 0.0, 0.0, again=again, items=200)
+    )
+    assert judge_once(Evidence(frozen, seen, look=2)) == (
+        Decision.BLOCK,
+        {
+            "integrity": Finding.VOID if void == "integrity" else Finding.HOLDS,
+            "bread": Finding.VOID,
+        },
+    )
+
+
+def test_after_the_enlargement_what_is_open_outranks_what_grew(tmp_path: Path):
+    """BLOCK until a named person signs for both."""
+    person = Signer(tmp_path)
+    frozen = protocol(INTEGRITY, suite("shift", "capability"), suite(), reviewers=[person.entry()])
+    seen = joined(
+        sound(items=200),
+        arms("shift", 0.2, 0.6, items=200),
+        arms("bread", 0.0, 0.05, items=200),
+    )
+    evidence = Evidence(frozen, seen, look=2)
+    assert judge_once(evidence)[0] is Decision.BLOCK
+    assert judge_once(signed(evidence, person))[0] is Decision.PASS
+
+
 def test_there_is_no_third_look_and_none_that_was_not_registered():
     with pytest.raises(EvidenceError, match="look 3"):
         dataclasses.replace(enlarged(0.0), look=3)
