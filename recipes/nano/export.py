@@ -19,9 +19,8 @@ from typing import Any
 
 import torch
 from schedule import CONFIG, TOKENIZER
-from weights import is_expert, views
+from weights import is_expert
 
-from aperto.adapt import model as twin
 from aperto.config import ModelConfig
 from aperto.formats import DType, Tensor, TensorInfo, TokenizerSource, mxfp4, write_checkpoint
 from aperto.formats.names import all_names, tensor_shapes
@@ -72,16 +71,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=TOKENIZER.parent)
     arguments = parser.parse_args()
     state = torch.load(arguments.state / "state.pt", map_location="cpu")
-    with torch.device("meta"):
-        template = twin.GptOss(CONFIG)
-    weights = views(state["master"], template)
     arguments.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / "nano"
-        write_checkpoint(Trained(weights, TOKENIZER), written, "hf")
+        write_checkpoint(Trained(state["parameters"], TOKENIZER), written, "hf")
         for file in written.iterdir():
             shutil.copyfile(file, arguments.out / file.name)
-    sys.stdout.write(f"step {state['step']}, {state['tokens']} tokens -> {arguments.out}\n")
+    sys.stdout.write(f"step {state['step']} -> {arguments.out}\n")
 
 
 if __name__ == "__main__":

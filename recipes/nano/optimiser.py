@@ -23,43 +23,47 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     return (x.mT if tall else x).float()
 
 
-class Optimiser:
-    """Muon for the matrices inside the layers, AdamW for the rest."""
+class Optimiser(torch.optim.Optimizer):
+    """Muon for the matrices inside the layers, AdamW for the rest; the schedule sets the rates."""
 
-    def __init__(self, weights: dict[str, Tensor], schedule: Schedule) -> None:
+    def __init__(self, weights: dict[str, nn.Parameter], schedule: Schedule) -> None:
+        matrices = [w for n, w in weights.items() if is_matrix(n)]
+        self.rest = [w for n, w in weights.items() if not is_matrix(n)]
+        super().__init__(matrices, {"lr": 0.0})
+        groups = [
+            {"params": [w for w in self.rest if w.dim() > 1], "weight_decay": 0.02},
+            {"params": [w for w in self.rest if w.dim() <= 1], "weight_decay": 0.0},
+        ]
+        self.adam = torch.optim.AdamW(groups, 0.0, betas=(0.9, 0.95), fused=True)
         self.schedule = schedule
-        self.matrices = {n: w for n, w in weights.items() if is_matrix(n)}
-        self.momentum = {n: torch.zeros_like(w) for n, w in self.matrices.items()}
-        self.rest = {n: w for n, w in weights.items() if not is_matrix(n)}
-        for weight in self.rest.values():
-            weight.grad = torch.zeros_like(weight)
-        decayed = [w for n, w in self.rest.items() if w.dim() > 1]
-        plain = [w for n, w in self.rest.items() if w.dim() <= 1]
-        groups = [{"params": decayed, "weight_decay": 0.02}, {"params": plain, "weight_decay": 0.0}]
-        self.adam = torch.optim.AdamW(groups, schedule.adam_lr, betas=(0.9, 0.95), fused=True)
 
-    def step(self, gradients: dict[str, Tensor], rate: float) -> None:
-        """One step down `gradients`, with both learning rates times `rate`."""
-        for name, weight in self.rest.items():
-            weight.grad.copy_(gradients[name])
-        nn.utils.clip_grad_norm_(self.rest.values(), 1.0)
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """One step down the gradients."""
+        nn.utils.clip_grad_norm_(self.rest, 1.0)
+        rate = self.param_groups[0]["lr"]
         for group in self.adam.param_groups:
             group["lr"] = self.schedule.adam_lr * rate
         self.adam.step()
         lr = self.schedule.muon_lr * rate
-        for name, weight in self.matrices.items():
-            momentum = self.momentum[name].lerp_(gradients[name], 0.05)
-            ahead = gradients[name].lerp(momentum, 0.95)
+        for weight in self.param_groups[0]["params"]:
+            momentum = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
+            momentum.lerp_(weight.grad, 0.05)
+            ahead = weight.grad.lerp(momentum, 0.95)
             update = orthogonalise(ahead.view(-1, *weight.shape[-2:])).view(weight.shape)
             scale = max(1.0, weight.shape[-2] / weight.shape[-1]) ** 0.5
             weight.mul_(1 - 0.1 * lr).sub_(update, alpha=lr * scale)
 
-    def state(self) -> dict[str, Any]:
-        """What `load` needs."""
-        return {"momentum": self.momentum, "adam": self.adam.state_dict()}
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Of both parts."""
+        super().zero_grad(set_to_none)
+        self.adam.zero_grad(set_to_none)
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Go on from a `state`."""
-        for name, value in state["momentum"].items():
-            self.momentum[name].copy_(value)
-        self.adam.load_state_dict(state["adam"])
+    def state_dict(self) -> dict[str, Any]:
+        """Of both parts."""
+        return {"muon": super().state_dict(), "adam": self.adam.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a `state_dict`."""
+        super().load_state_dict(state_dict["muon"])
+        self.adam.load_state_dict(state_dict["adam"])

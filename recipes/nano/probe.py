@@ -88,9 +88,9 @@ def plot(folder: Path) -> None:
     losses = [(e["step"], e["loss"]) for e in entries if "loss" in e]
     upper.semilogy(*zip(*losses, strict=True), linewidth=0.7)
     upper.set_ylabel("loss")
-    probes = [e for e in entries if "probe" in e]
-    for name in probes[-1]["probe"] if probes else ():
-        points = [(e["step"], e["probe"].get(name, np.nan)) for e in probes]
+    probes = [e for e in entries if "loss" not in e]
+    for name in sorted({*probes[-1]} - {"step"}) if probes else ():
+        points = [(e["step"], e.get(name, np.nan)) for e in probes]
         lower.plot(*zip(*points, strict=True), label=name)
     lower.set_ylabel("held-out answers word for word")
     lower.set_xlabel("step")

@@ -49,10 +49,19 @@ class Schedule:
     seed: int = 1
     """Seed of weights and data."""
 
-    def rate(self, progress: float) -> float:
-        """Factor of both learning rates after a share of the run, its warm-up aside."""
-        return max(min(1.0, (1 - progress) / (1 - self.flat)), 0.01)
+    def rate(self, step: int) -> float:
+        """Factor of both learning rates at a step."""
+        fall = max(min(1.0, (1 - self.progress(step)) / (1 - self.flat)), 0.01)
+        return fall * min((step + 1) / self.warmup, 1.0)
 
-    def mix(self, progress: float) -> str:
-        """Name of the data mix after a share of the run."""
-        return "drill" if progress < self.drill else "full"
+    def progress(self, step: int) -> float:
+        """The share of the run that is done before a step."""
+        return step / self.steps
+
+    def mix(self, step: int) -> str:
+        """Name of the data mix of a step."""
+        return "drill" if self.progress(step) < self.drill else "full"
+
+    def rounds(self, step: int) -> bool:
+        """Whether a step computes with experts as MXFP4 holds them."""
+        return self.progress(step) >= self.quantised

@@ -3,8 +3,8 @@
     python recipes/nano/train.py --state DIR [--steps N] [--workers N]
 
 DIR receives state.pt (all that a resumed run needs), log.jsonl and loss.png. Run it again with
-the same DIR to go on after an interruption. The result does not depend on the number of workers:
-each micro-batch's gradient has a slot of its own and slots are summed in order.
+the same DIR to go on after an interruption: the loop is `aperto.adapt.train`'s. The result
+does not depend on the number of workers: each micro-batch's gradient has a slot of its own and slots are summed in order.
 
 The weights that are trained are float32; what each step computes with is their bfloat16 rounding
 (for experts, in the last stage, their MXFP4 rounding), so that the export loses nothing.
@@ -13,45 +13,41 @@ The weights that are trained are float32; what each step computes with is their 
 from __future__ import annotations
 
 import argparse
-import json
-import signal
+import dataclasses
 import sys
-import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from optimiser import Optimiser
 from probe import Probe, plot
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from schedule import CONFIG, Schedule
-from torch import multiprocessing
+from torch import multiprocessing, nn
 from weights import fake_quantise, initial_weights, is_expert, views
 from worker import Shared, Worker, device, prepare, take, work
 
-from aperto.adapt import model as twin
+from aperto.adapt.model import GptOss
+from aperto.adapt.state import RunFolder
+from aperto.adapt.train import StepReport, Sums, TrainConfig, descend
 
 
-class Run:
-    """Weights, optimiser and log of a training run, kept in a folder."""
+class Gradients:
+    """Gradients of a step's micro-batches, by this process and its helpers."""
 
-    def __init__(self, folder: Path, schedule: Schedule, workers: int) -> None:
-        self.folder, self.schedule, self.device = folder, schedule, device()
-        template = twin.GptOss(CONFIG)
-        initial_weights(template, CONFIG, schedule.seed)
-        size = sum(p.numel() for p in template.parameters())
-        self.master = torch.cat([p.data.flatten() for p in template.parameters()]).to(self.device)
-        self.weights = views(self.master, template)
-        self.flat = torch.empty(size, dtype=torch.bfloat16, device=self.device)
-        self.slots = torch.empty(
-            schedule.micro_batches, size, dtype=torch.bfloat16, device=self.device
-        )
+    def __init__(self, schedule: Schedule, workers: int) -> None:
+        self.schedule, place = schedule, device()
+        model = GptOss(CONFIG)
+        initial_weights(model, CONFIG, schedule.seed)
+        self.weights = {n: nn.Parameter(p.data.to(place)) for n, p in model.named_parameters()}
+        size = sum(p.numel() for p in self.weights.values())
+        self.flat = torch.empty(size, dtype=torch.bfloat16, device=place)
+        self.used = views(self.flat, model)
+        self.model = model
+        self.slots = torch.empty(schedule.micro_batches, size, dtype=torch.bfloat16, device=place)
         self.losses = torch.zeros(schedule.micro_batches)
-        self.template, self.used = template, views(self.flat, template)
-        self.optimiser = Optimiser(self.weights, schedule)
-        self.first, self.tokens, self.seconds, self.progress = 0, 0, 0.0, 0.0
-        if (folder / "state.pt").exists():
-            self._resume()
+        self.done = 0
         self.shared = Shared(workers)
         if workers > 1:
             for tensor in (self.flat, self.slots, self.losses):
@@ -61,58 +57,34 @@ class Run:
         self.helpers = [
             context.Process(target=work, args=arguments, daemon=True) for _ in range(workers - 1)
         ]
-        self.publish()
         for helper in self.helpers:
             helper.start()
         self.worker = Worker(self.flat, schedule, compiled=True)
 
-    def _resume(self) -> None:
-        state = torch.load(self.folder / "state.pt", map_location=self.device)
-        self.master.copy_(state["master"])
-        self.optimiser.load(state["optimiser"])
-        self.first, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
-        self.progress = state.get("progress", self.first / self.schedule.steps)
-
-    def save(self, step: int) -> None:
-        """Write state.pt so that an interruption leaves the old or the new one."""
-        state = {
-            "master": self.master,
-            "optimiser": self.optimiser.state(),
-            "step": step,
-            "tokens": self.tokens,
-            "seconds": self.seconds,
-            "progress": self.progress,
-        }
-        torch.save(state, self.folder / "state.new")
-        (self.folder / "state.new").replace(self.folder / "state.pt")
-
-    def publish(self) -> None:
-        """Round the trained weights to those that the next step computes with."""
-        if self.progress >= self.schedule.quantised:
-            for name, weight in self.weights.items():
-                rounded = fake_quantise(weight) if is_expert(name) else weight
-                self.used[name].copy_(rounded)
-        else:
-            self.flat.copy_(self.master)
-
-    def step(self, step: int, progress: float) -> float:
-        """One optimiser step, after which `progress` is made; returns its loss."""
+    def __call__(self, step: int) -> Sums:
+        """The gradients of one step, slot by slot in order."""
+        self.round_weights(step)
+        self.done = step + 1
+        torch.set_num_threads(1)
         self.shared.step.value, self.shared.next.value = step, 0
-        self.shared.progress.value = self.progress
         self.shared.begin.wait()
         take(self.worker, self.slots, self.losses, self.shared)
         self.shared.end.wait()
-        mean = self.slots[0].float()
-        for slot in self.slots[1:]:
-            mean += slot
-        mean /= len(self.slots)
         torch.set_num_threads(1 + len(self.helpers))
-        rate = self.schedule.rate(self.progress) * min((step + 1) / self.schedule.warmup, 1.0)
-        self.optimiser.step(views(mean, self.template), rate)
-        self.progress = progress
-        self.publish()
-        torch.set_num_threads(1)
-        return float(self.losses.mean())
+        total = self.slots[0].float()
+        for slot in self.slots[1:]:
+            total += slot
+        for name, gradient in views(total, self.model).items():
+            self.weights[name].grad = gradient
+        schedule = self.schedule
+        tokens = schedule.micro_batches * schedule.rows * schedule.length
+        return Sums(float(self.losses.sum()), len(self.losses), tokens)
+
+    def round_weights(self, step: int) -> None:
+        """Round the trained weights to those that a step computes with."""
+        for name, weight in self.weights.items():
+            rounds = is_expert(name) and self.schedule.rounds(step)
+            self.used[name].copy_(fake_quantise(weight.data) if rounds else weight.data)
 
     def stop(self) -> None:
         """End the helper processes."""
@@ -122,83 +94,65 @@ class Run:
             helper.join()
 
 
-class Pace:
-    """How far the schedule is at each step: by the number of steps, or by the clock."""
-
-    def __init__(self, run: Run, minutes: float | None) -> None:
-        self.begin, self.steps, self.minutes = run.progress, run.schedule.steps, minutes
-        self.start = time.monotonic()
-
-    def after(self, step: int) -> float:
-        """The share of the run that is done once a step is."""
-        if self.minutes is None:
-            return (step + 1) / self.steps
-        spent = (time.monotonic() - self.start) / (60 * self.minutes)
-        return self.begin + (1 - self.begin) * spent
-
-
-def train(run: Run, pace: Pace, every: int) -> None:
-    """Steps until the schedule is done or SIGTERM comes; saves, probes and logs on the way."""
-    schedule = run.schedule
-    probe = Probe(schedule, run.worker.tokenizer)
-    stop: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, frame: stop.append(number))
+@contextmanager
+def watching(steps: int) -> Iterator[Callable[[StepReport], None]]:
+    """Show a bar."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         TaskProgressColumn(),
         TimeRemainingColumn(),
     )
-    step = run.first
-    with (run.folder / "log.jsonl").open("a") as log, Progress(*columns) as progress:
-        task = progress.add_task("training", total=1.0, completed=run.progress)
-        while run.progress < 1.0 and not stop:
-            start = time.perf_counter()
-            loss = run.step(step, pace.after(step))
-            step += 1
-            elapsed = time.perf_counter() - start
-            run.seconds += elapsed
-            run.tokens += schedule.micro_batches * schedule.rows * schedule.length
-            entry: dict[str, Any] = {
-                "step": step, "loss": round(loss, 5), "seconds": round(elapsed, 3),
-                "progress": round(run.progress, 4),
-            }  # fmt: skip
-            progress.update(
-                task, completed=run.progress, description=f"step {step} loss {loss:.4f}"
-            )
-            pause = step % every == 0 or run.progress >= 1.0
-            if pause:
-                run.save(step)
-                entry["probe"] = {n: round(v, 3) for n, v in probe.score(run.worker).items()}
-            log.write(json.dumps(entry) + "\n")
-            log.flush()
-            if pause:
-                plot(run.folder)
-    run.save(step)
-    run.stop()
+    with Progress(*columns) as progress:
+        task = progress.add_task("training", total=steps)
+
+        def watch(report: StepReport) -> None:
+            text = f"step {report.step} loss {report.loss:.4f}"
+            progress.update(task, completed=report.step, description=text)
+
+        yield watch
+
+
+def train(gradients: Gradients, state: Path, every: int) -> None:
+    """Steps until the schedule is done or an interrupt comes; probes on the way."""
+    schedule = gradients.schedule
+    probe = Probe(schedule, gradients.worker.tokenizer)
+
+    def evaluate() -> dict[str, float]:
+        plot(state)
+        gradients.round_weights(gradients.done)
+        return {name: round(share, 3) for name, share in probe.score(gradients.worker).items()}
+
+    settings = {**dataclasses.asdict(schedule), "recipe": "nano"}
+    with watching(schedule.steps) as watch:
+        descend(
+            gradients,
+            gradients.weights,
+            Optimiser(gradients.weights, schedule),
+            TrainConfig(
+                schedule=schedule, max_gradient_norm=0.0, evaluate_every=every, save_every_s=120
+            ),
+            RunFolder(state, settings),
+            evaluate=evaluate,
+            watch=watch,
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--state", type=Path, required=True, help="folder of the run")
     parser.add_argument("--steps", type=int, default=Schedule.steps, help="optimiser steps in all")
-    parser.add_argument(
-        "--minutes", type=float, help="pace the rest of the run by the clock instead"
-    )
-    parser.add_argument(
-        "--progress", type=float, help="go on as if this share of the run were done"
-    )
     parser.add_argument("--workers", type=int, default=2, help="processes; 1 on CUDA")
-    parser.add_argument("--every", type=int, default=100, help="steps between probes and saves")
+    parser.add_argument("--every", type=int, default=100, help="steps between probes")
     arguments = parser.parse_args()
-    arguments.state.mkdir(parents=True, exist_ok=True)
     prepare()
     workers = 1 if device().type == "cuda" else arguments.workers
-    run = Run(arguments.state, Schedule(steps=arguments.steps), workers)
-    if arguments.progress is not None:
-        run.progress = arguments.progress
-    train(run, Pace(run, arguments.minutes), arguments.every)
-    sys.stdout.write(f"{run.tokens} tokens, {run.seconds:.0f} s\n")
+    gradients = Gradients(Schedule(steps=arguments.steps), workers)
+    try:
+        train(gradients, arguments.state, arguments.every)
+    finally:
+        gradients.stop()
+    sys.stdout.write(f"{arguments.state}: done\n")
 
 
 if __name__ == "__main__":

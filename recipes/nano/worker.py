@@ -61,17 +61,17 @@ class Worker:
         self.loss = torch.compile(token_loss, dynamic=True)
         twin.combine = torch.compile(twin.combine, dynamic=False)
 
-    def batch(self, step: int, progress: float, index: int) -> tuple[Tensor, Tensor, Tensor]:
+    def batch(self, step: int, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """Ids, segments and weights of a micro-batch, from seeds alone."""
         s = self.schedule
         seed = f"{s.seed}/{step}/{index}"
-        packed = data.rows(seed, s.mix(progress), self.tokenizer, s.rows, s.length)
+        packed = data.rows(seed, s.mix(step), self.tokenizer, s.rows, s.length)
         ids, segments, weights = (torch.from_numpy(a).to(self.device) for a in packed)
         return ids, segments, weights
 
-    def gradients(self, step: int, progress: float, index: int, slot: Tensor) -> float:
+    def gradients(self, step: int, index: int, slot: Tensor) -> float:
         """Write the gradient of a micro-batch into `slot` [P]; return the loss."""
-        ids, segments, weights = self.batch(step, progress, index)
+        ids, segments, weights = self.batch(step, index)
         self.router_logits.clear()
         stream = self.model.hidden(ids, segments).flatten(0, 1)
         followed = segments[:, 1:] == segments[:, :-1]
@@ -122,8 +122,7 @@ def take(worker: Worker, slots: Tensor, losses: Tensor, shared: Any) -> None:
             shared.next.value += 1
         if index >= len(slots):
             return
-        step, progress = shared.step.value, shared.progress.value
-        losses[index] = worker.gradients(step, progress, index, slots[index])
+        losses[index] = worker.gradients(shared.step.value, index, slots[index])
 
 
 class Shared:
@@ -133,7 +132,6 @@ class Shared:
         context = multiprocessing.get_context("spawn")
         self.begin, self.end = context.Barrier(processes), context.Barrier(processes)
         self.step, self.next = context.Value("q", 0), context.Value("q", 0)
-        self.progress = context.Value("d", 0.0)
 
 
 def device() -> torch.device:

@@ -48,7 +48,8 @@ class RunFolder:
         changed = sorted(k for k in {*found, *wanted} if found.get(k) != wanted.get(k))
         if changed:
             differences = "; ".join(
-                f"{key} was {json.dumps(found.get(key))}, asked for is {json.dumps(wanted.get(key))}"
+                f"{key} was {json.dumps(found.get(key))}, asked for is "
+                f"{json.dumps(wanted.get(key))}"
                 for key in changed
             )
             raise UsageError(

@@ -16,14 +16,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from aperto.adapt.batches import Batch
-from aperto.adapt.schedule import Schedule
 from aperto.adapt.state import RunFolder
 from aperto.errors import ConfigError, TrainingError
 
@@ -31,11 +30,38 @@ Objective = Callable[[Any, Any], tuple[Tensor, float]]
 """(model, batch) -> the sum of a batch's losses, and the sum of the weights they count with."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sums:
+    """What a step's losses add up to."""
+
+    loss: float
+    """Sum of the losses."""
+    weight: float
+    """Sum of the weights they count with; the mean's divisor."""
+    tokens: int
+    """Tokens that went through the model, padding aside."""
+
+
+Gradients = Callable[[int], Sums]
+"""Given a step's number, add the gradient of the sum of its losses to what is trained."""
+
+
+class Rates(Protocol):
+    """The number of steps of a run, and their learning rates; see `schedule.Schedule`."""
+
+    @property
+    def steps(self) -> int:
+        """Steps in all."""
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step, counted from 0."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
     """How a run goes. Raises ConfigError on values out of range."""
 
-    schedule: Schedule
+    schedule: Rates
     """Number of steps and learning rates."""
     seed: int = 0
     """Of all that is drawn at random in a step."""
@@ -145,16 +171,41 @@ def fit(
         TrainingError: a loss or a gradient is not a number. The state before that step is saved.
         DiskSpaceError: a state could not be written; the one before it is there.
     """
-    run = _Run(model, trainable, optimiser, config, folder)
+    model.train()
+    gradients = _gradients_of(model, batches, objective, config.seed)
+    return descend(
+        gradients,
+        trainable,
+        optimiser,
+        config,
+        folder,
+        evaluate=evaluate,
+        watch=watch,
+        publish=publish,
+    )
+
+
+def descend(
+    gradients: Gradients,
+    trainable: Mapping[str, nn.Parameter],
+    optimiser: Optimizer,
+    config: TrainConfig,
+    folder: RunFolder,
+    *,
+    evaluate: Callable[[], Mapping[str, float]] | None = None,
+    watch: Callable[[StepReport], None] | None = None,
+    publish: Callable[[int], None] | None = None,
+) -> Outcome:
+    """`fit`, for gradients that are made in another way, such as by several processes."""
+    run = _Run(gradients, trainable, optimiser, config, folder)
     folder.begin()
     begun = run.resume()
     folder.cut_log(begun)
     measures: Mapping[str, float] = {}
     saved, steps = time.monotonic(), config.schedule.steps
-    model.train()
     with _stop_requests() as stopping:
         while run.step < steps and not stopping():
-            report = run.take_step(batches, objective)
+            report = run.take_step()
             folder.append_log({**dataclasses.asdict(report), "tokens_per_s": report.tokens_per_s})
             if watch is not None:
                 watch(report)
@@ -173,18 +224,40 @@ def fit(
     return Outcome(run.step, steps, begun, measures)
 
 
+def _gradients_of(
+    model: nn.Module,
+    batches: Callable[[int], Iterable[Any]],
+    objective: Objective,
+    seed: int,
+) -> Gradients:
+    """Gradients by autograd, batch after batch."""
+
+    def gradients(step: int) -> Sums:
+        loss_sum = weight_sum = 0.0
+        tokens = 0
+        for index, batch in enumerate(batches(step)):
+            with _drawn_from(seed, step, index):
+                loss, weight = objective(model, batch)
+                loss.backward()
+            loss_sum, weight_sum = loss_sum + float(loss.detach()), weight_sum + weight
+            tokens += batch.num_tokens
+        return Sums(loss_sum, weight_sum, tokens)
+
+    return gradients
+
+
 class _Run:
     """What changes in the course of a run."""
 
     def __init__(
         self,
-        model: nn.Module,
+        gradients: Gradients,
         trainable: Mapping[str, nn.Parameter],
         optimiser: Optimizer,
         config: TrainConfig,
         folder: RunFolder,
     ) -> None:
-        self._model, self._trainable, self._optimiser = model, trainable, optimiser
+        self._gradients, self._trainable, self._optimiser = gradients, trainable, optimiser
         self._config, self._folder = config, folder
         self.step = 0
 
@@ -212,29 +285,21 @@ class _Run:
         if publish is not None:
             publish(self.step)
 
-    def take_step(
-        self, batches: Callable[[int], Iterable[Any]], objective: Objective
-    ) -> StepReport:
+    def take_step(self) -> StepReport:
         """One update. Raises TrainingError before it where a number is none."""
-        begun, tokens = time.monotonic(), 0
-        total = weight = 0.0
-        for index, batch in enumerate(batches(self.step)):
-            with _drawn_from(self._config.seed, self.step, index):
-                loss, share = objective(self._model, batch)
-                loss.backward()
-            total, weight = total + float(loss.detach()), weight + share
-            tokens += batch.num_tokens
-        norm = self._normalise(1 / weight if weight else 1.0)
-        loss_mean = total / weight if weight else 0.0
-        if not (math.isfinite(loss_mean) and math.isfinite(norm)):
-            self._give_up(loss_mean, norm)
+        begun = time.monotonic()
+        sums = self._gradients(self.step)
+        scale = 1 / sums.weight if sums.weight else 1.0
+        norm, loss = self._normalise(scale), sums.loss * scale
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self._give_up(loss, norm)
         rate = self._config.schedule.rate(self.step)
         for group in self._optimiser.param_groups:
             group["lr"] = rate * group.get("scale", 1.0)
         self._optimiser.step()
         self._optimiser.zero_grad(set_to_none=True)
         self.step += 1
-        return StepReport(self.step, loss_mean, tokens, rate, norm, time.monotonic() - begun)
+        return StepReport(self.step, loss, sums.tokens, rate, norm, time.monotonic() - begun)
 
     def _normalise(self, scale: float) -> float:
         """Scale the gradients, shorten them where they are too long; their length before that."""

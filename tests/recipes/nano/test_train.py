@@ -38,9 +38,11 @@ def test_orthogonalised_matrices_have_singular_values_near_one():
 
 def test_the_schedule_ends_low_and_changes_its_mix():
     recipe = schedule.Schedule()
-    assert recipe.rate(0.0) == recipe.rate(recipe.flat) == 1.0
-    assert recipe.rate(1.0) == 0.01
-    assert recipe.mix(0.0) == "drill" and recipe.mix(0.5) == "full"
+    assert recipe.rate(0) == 1 / recipe.warmup
+    assert recipe.rate(recipe.warmup) == recipe.rate(recipe.steps // 2) == 1.0
+    assert recipe.rate(recipe.steps) == 0.01
+    assert recipe.mix(0) == "drill" and recipe.mix(recipe.steps // 2) == "full"
+    assert not recipe.rounds(recipe.steps // 2) and recipe.rounds(recipe.steps - 1)
 
 
 def test_views_cut_a_vector_by_parameter():
