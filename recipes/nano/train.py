@@ -4,7 +4,8 @@
 
 DIR receives state.pt (all that a resumed run needs), log.jsonl and loss.png. Run it again with
 the same DIR to go on after an interruption: the loop is `aperto.adapt.train`'s. The result
-does not depend on the number of workers: each micro-batch's gradient has a slot of its own and slots are summed in order.
+does not depend on the number of workers: each micro-batch's gradient has a slot of its own and
+slots are summed in order.
 
 The weights that are trained are float32; what each step computes with is their bfloat16 rounding
 (for experts, in the last stage, their MXFP4 rounding), so that the export loses nothing.
