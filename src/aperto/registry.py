@@ -15,7 +15,7 @@ import os
 import re
 import tempfile
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from aperto.config import state_dir
@@ -147,3 +147,25 @@ def _replace(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     Path(file.name).replace(path)
+
+
+def suites_asking(
+    digests_of: Mapping[str, Iterable[str]], folder: Path | None = None
+) -> dict[str, tuple[str, ...]]:
+    """The suites that ask what a row asks, by row; rows that none asks are left out.
+
+    Args:
+        digests_of: the digests of each row, by its name.
+        folder: the user's registered suites; as in `registered`.
+
+    Raises:
+        FormatError: as `registered` does.
+    """
+    suites = list(registered(folder))
+    found = {}
+    for row, marks in digests_of.items():
+        asked = set(marks)
+        names = tuple(suite.name for suite in suites if asked & suite.digests)
+        if names:
+            found[row] = names
+    return found

@@ -71,3 +71,15 @@ def test_unknown_targets(aperto, data, tmp_path):
     result = aperto("adapt", "nano", str(data), "--out", out, "--targets", "attention,lips")
     assert result.exit_code == 2
     assert "'lips'; expected attention, router, experts" in result.output
+
+
+def test_questions_of_a_suite_are_refused(aperto, data, tmp_path):
+    from aperto.registry import register
+
+    register("bakery", ["Code 3?"])
+    out = tmp_path / "out"
+    result = aperto("adapt", "nano", str(data), "--out", str(out), *OPTIONS)
+    assert result.exit_code == 1
+    assert "rows.jsonl:4: a question of bakery" in result.output
+    assert "remove these rows" in result.output
+    assert not out.exists()

@@ -17,7 +17,7 @@ import typer
 from aperto.cli.app import settings_of
 from aperto.cli.options import LogLevelOption, ModelArgument
 from aperto.cli.progress import byte_progress, step_progress
-from aperto.errors import MissingExtraError, UsageError
+from aperto.errors import DataError, MissingExtraError, UsageError
 
 if TYPE_CHECKING:
     from aperto.adapt.data import Dataset
@@ -201,7 +201,23 @@ def _dataset(
     )
     for note in dataset.notes:
         typer.echo(f"note: {note}")
+    _refuse_test_questions(dataset)
     return dataset
+
+
+def _refuse_test_questions(dataset: Dataset) -> None:
+    """Raise DataError where a row to learn asks what a registered suite asks."""
+    from aperto.registry import suites_asking
+
+    found = suites_asking({example.source: example.digests for example in dataset.train})
+    if found:
+        lines = [f"{row}: a question of {', '.join(names)}" for row, names in found.items()]
+        more = f" and {len(lines) - 5} more" if len(lines) > 5 else ""
+        raise DataError(
+            f"{len(lines)} rows are questions of evaluation suites ({'; '.join(lines[:5])}{more}); "
+            "a model that learnt them has no score; remove these rows",
+            lines,
+        )
 
 
 def _lora(
