@@ -14,13 +14,16 @@ import argparse
 import resource
 import statistics
 import time
+from typing import Literal
 
 import torch
 
 from aperto.adapt import lora
 from aperto.adapt.attention import blocked_attend
+from aperto.adapt.batches import Batch
 from aperto.adapt.lora import LoraConfig
 from aperto.adapt.model import GptOss
+from aperto.adapt.routing import hottest_experts
 from aperto.config import ModelConfig
 from aperto.formats import open_checkpoint, quantize_experts
 from aperto.formats.hub import resolve_model
@@ -45,24 +48,6 @@ def forward_flops(config: ModelConfig) -> float:
     return attention * config.num_layers + experts + 2 * hidden * config.vocab_size
 
 
-def most_used(model: GptOss, ids: torch.Tensor, count: int) -> dict[int, tuple[int, ...]]:
-    """The experts of each layer that the tokens choose most often."""
-    uses: dict[int, torch.Tensor] = {}
-    hooks = [
-        layer.moe.router.register_forward_hook(
-            lambda _, __, logits, index=index, k=layer.moe.top_k: uses.update(
-                {index: logits.topk(k).indices.flatten().bincount(minlength=logits.shape[-1])}
-            )
-        )
-        for index, layer in enumerate(model.layers)
-    ]
-    with torch.inference_mode():
-        model.hidden(ids)
-    for hook in hooks:
-        hook.remove()
-    return {index: tuple(found.topk(count).indices.tolist()) for index, found in uses.items()}
-
-
 def main() -> None:
     """Print the figures of one run."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -81,7 +66,10 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     shape = (1, arguments.tokens)
     ids = torch.randint(0, checkpoint.config.vocab_size, shape, generator=generator)
-    experts = most_used(model, ids, arguments.experts) if arguments.experts else "none"
+    experts: Literal["none"] | dict[int, tuple[int, ...]] = "none"
+    if arguments.experts:
+        batch = Batch(ids, torch.ones(shape), torch.zeros_like(ids), arguments.tokens)
+        experts = hottest_experts(model, [batch], arguments.experts)
     lora.attach(model, LoraConfig(rank=arguments.rank, experts=experts))
     parameters = list(lora.trainable(model).values())
     optimiser = torch.optim.AdamW(parameters, lr=1e-4)
