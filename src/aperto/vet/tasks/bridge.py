@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import random
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from inspect_ai.scorer import Score, Scorer, Target, accuracy, scorer, stderr
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 from inspect_ai.tool import ToolCall, ToolDef, ToolParams
 
+from aperto import registry
 from aperto.errors import UsageError
 from aperto.vet.sources import Data, locate
 from aperto.vet.suites.item import Answer, Call, Function, Item, Turn
@@ -61,7 +63,10 @@ def task_of(
     Raises DataUnavailableError where its data is not on this machine.
     """
     data = locate(suite.source, data_dir) if suite.source else None
-    items = drawn(suite.load(data), limit, seed)
+    loaded = suite.load(data)
+    if data is not None:
+        registry.register(suite.name, questions(loaded), note=data.source.title)
+    items = drawn(loaded, limit, seed)
     return Task(
         dataset=MemoryDataset([sample(item) for item in items], name=suite.name),
         solver=answer_once(),
@@ -75,6 +80,14 @@ def task_of(
         name=suite.name,
         metadata=_provenance(suite, data, seed, len(items)),
     )
+
+
+def questions(items: tuple[Item, ...]) -> tuple[str, ...]:
+    """What only these items ask: whole user turns, and paragraphs that no other item shares."""
+    texts = [turn.text for item in items for turn in item.turns if turn.role == "user"]
+    parts = [part for text in texts for part in {*text.split("\n\n")} if len(part.split()) >= 5]
+    once = [part for part, number in Counter(parts).items() if number == 1]
+    return (*texts, *(once if len(texts) > 1 else ()))
 
 
 def drawn(items: tuple[Item, ...], limit: int | None, seed: int) -> tuple[Item, ...]:
