@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 
-from aperto.adapt import lora
+from aperto.adapt import lora, qat
 from aperto.adapt.attention import blocked_attend
 from aperto.adapt.batches import RowBatches, batch_of
 from aperto.adapt.data import Dataset
@@ -77,6 +77,8 @@ class FinetuneConfig:
     """Steps between evaluations of the held-out rows; 0: at the end alone."""
     dtype: DtypeName = "bfloat16"
     """Of activations and of what is frozen; what is trained is float32."""
+    qat: bool = False
+    """Round adapted experts to MXFP4 in every forward pass, as merging will store them."""
     seed: int = 0
     """Of all that is drawn."""
 
@@ -149,6 +151,8 @@ class Finetune:
             experts = hottest_experts(self.model, (batch_of([row]) for row in rows), hottest)
             self._adapted = dataclasses.replace(adapted, experts=experts)
         lora.attach(self.model, self._adapted, config.seed)
+        if config.qat:
+            qat.attach(self.model)
         self.trainable = lora.trainable(self.model)
 
     def memory(self) -> MemoryEstimate:

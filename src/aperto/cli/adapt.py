@@ -115,6 +115,10 @@ def adapt(
         DtypeChoice | None,
         typer.Option(help="Activations and frozen matrices. Default: float32 below 1 GiB."),
     ] = None,
+    qat: Annotated[
+        bool,
+        typer.Option("--qat", help="Round adapted experts to MXFP4 in training, as merging does."),
+    ] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="Default: all cores.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn.")] = 0,
     dry_run: Annotated[
@@ -157,6 +161,7 @@ def adapt(
         weight_decay=weight_decay,
         evaluate_every=evaluate_every,
         dtype=(dtype or small).value,
+        qat=qat,
         seed=seed,
     )
     adapted, hottest = _lora(targets, rank, alpha, rslora, dropout)
