@@ -1,0 +1,1 @@
+"""Experiments on packed weights: a checkpoint in, a changed one out, nothing dequantised."""
