@@ -22,6 +22,7 @@ from aperto.cli import (
     pull,
     report,
     serve,
+    shape,
     trace,
     vet,
 )
@@ -83,6 +84,7 @@ for module in (
     module.add_to(app)
 app.add_typer(cache.app, name="cache", cls=AppGroup)
 app.add_typer(config.app, name="config", cls=AppGroup)
+app.add_typer(shape.app, name="shape", cls=AppGroup)
 app.add_typer(vet.app, name="vet", cls=AppGroup)
 
 
