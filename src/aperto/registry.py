@@ -11,15 +11,14 @@ import dataclasses
 import functools
 import hashlib
 import importlib.resources
-import os
 import re
-import tempfile
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from aperto.config import state_dir
 from aperto.errors import FormatError, UsageError
+from aperto.formats.disk import replace_file
 
 _HEAD = "# aperto registry 1"
 _HEX = re.compile(r"[0-9a-f]{64}")
@@ -93,7 +92,7 @@ def register(
     folder.mkdir(parents=True, exist_ok=True)
     lines = [_HEAD, f"# suite: {name}", f"# {' '.join(note.split())}" if note else "", *found]
     path = folder / f"{name}.txt"
-    _replace(path, "".join(f"{line}\n" for line in lines if line))
+    replace_file(path, "".join(f"{line}\n" for line in lines if line).encode())
     return path
 
 
@@ -136,17 +135,6 @@ def _parsed(text: str, path: str) -> RegisteredSuite:
     return RegisteredSuite(
         name, frozenset(line for line in lines if not line.startswith("#")), path
     )
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8"
-    ) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(file.name).replace(path)
 
 
 def suites_asking(

@@ -26,7 +26,7 @@ from aperto.adapt.optimiser import OptimiserName, make_optimiser
 from aperto.adapt.packing import Row, pack
 from aperto.adapt.routing import hottest_experts
 from aperto.adapt.schedule import Schedule, Shape
-from aperto.adapt.state import RunFolder, replace_file
+from aperto.adapt.state import RunFolder
 from aperto.adapt.train import (
     Outcome,
     StepReport,
@@ -38,6 +38,7 @@ from aperto.adapt.train import (
 from aperto.errors import ConfigError, UsageError
 from aperto.formats.adapter import write_adapter
 from aperto.formats.checkpoint import TensorSource
+from aperto.formats.disk import replace_file
 from aperto.formats.lineage import FILE as LINEAGE_FILE
 from aperto.formats.lineage import Lineage
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 
 from aperto.errors import DiskSpaceError, FormatError, UsageError
-from aperto.formats.disk import require_free, sync_file
+from aperto.formats.disk import replace_file, require_free, sync_file
 
 SETTINGS = "run.json"
 STATE = "state.pt"
@@ -121,16 +120,6 @@ class RunFolder:
         if not file.exists():
             return []
         return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    fresh = path.with_name(f".{path.name}.new")
-    with fresh.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
 
 
 def _settings(file: Path) -> dict[str, Any]:

@@ -16,7 +16,8 @@ import typer
 
 from aperto.cli.app import settings_of
 from aperto.cli.options import LogLevelOption, ModelArgument
-from aperto.cli.progress import byte_progress, step_progress
+from aperto.cli.parent import parent_of
+from aperto.cli.progress import duration, step_progress
 from aperto.errors import DataError, MissingExtraError, UsageError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from aperto.adapt.finetune import Finetune
     from aperto.adapt.lora import LoraConfig
     from aperto.adapt.train import Outcome, StepReport
+    from aperto.formats import Checkpoint
     from aperto.formats.lineage import Lineage
 
 _LINE_EVERY_S = 5.0
@@ -83,7 +85,7 @@ def adapt(
         str,
         typer.Option(
             help="What is adapted, separated by commas: attention, router, experts, "
-            "experts:N (the N most used of each layer), sinks, norms, biases."
+            "experts:N (the N most used of each layer)."
         ),
     ] = "attention",
     epochs: Annotated[float, typer.Option(help="Times that every row is learnt.")] = 1.0,
@@ -178,7 +180,7 @@ def adapt(
     )
     _announce(job, dataset)
     job.memory().require(before)
-    typer.echo(f"time: about {_duration(job.step_seconds() * job.steps)}")
+    typer.echo(f"time: about {duration(job.step_seconds() * job.steps)}")
     if dry_run:
         return
     with _watching(job.steps) as watch:
@@ -259,14 +261,11 @@ def _lora(
     return config, hottest
 
 
-def _lineage(name: str, checkpoint: Any) -> Lineage:
-    from aperto.formats.lineage import Lineage, Parent
-    from aperto.measure.check import tensor_hashes, tensor_set_hash
+def _lineage(name: str, checkpoint: Checkpoint) -> Lineage:
+    from aperto.formats.lineage import Lineage
 
-    with byte_progress(f"hashing {name}") as progress:
-        base = Parent(name, tensor_set_hash(dict(tensor_hashes(checkpoint, progress))))
     earlier = checkpoint.lineage
-    return Lineage((base,), earlier.steps if earlier else ())
+    return Lineage((parent_of(name, checkpoint),), earlier.steps if earlier else ())
 
 
 def _announce(job: Finetune, dataset: Dataset) -> None:
@@ -295,8 +294,7 @@ def _watching(steps: int) -> Iterator[Callable[[StepReport], None]]:
             recent = durations[-20:]
             left = sum(recent) / len(recent) * (steps - report.step)
             text = (
-                f"loss {report.loss:.4f}, {report.tokens_per_s:.0f} tokens/s, "
-                f"{_duration(left)} left"
+                f"loss {report.loss:.4f}, {report.tokens_per_s:.0f} tokens/s, {duration(left)} left"
             )
             draw(report.step, steps, text)
             now = time.monotonic()
@@ -319,11 +317,3 @@ def _report(outcome: Outcome, out: Path, model: str) -> None:
     for name, value in outcome.measures.items():
         typer.echo(f"{name}: {value:.4f}")
     typer.echo(f"wrote {out}; vetted: no; try it: aperto chat {model} --adapter {out}")
-
-
-def _duration(seconds: float) -> str:
-    """A time for reading."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

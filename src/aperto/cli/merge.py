@@ -11,6 +11,7 @@ import typer
 from aperto.cli.app import settings_of
 from aperto.cli.convert import LayoutChoice, check_destination, vocabulary_for
 from aperto.cli.options import LogLevelOption
+from aperto.cli.parent import parent_of
 from aperto.cli.progress import byte_progress
 
 if TYPE_CHECKING:
@@ -70,13 +71,11 @@ def _lineage(base: str, checkpoint: Checkpoint, adapter: Path) -> Lineage:
     """What the merged model is made from: hashes of all tensors of the base, and of the adapter."""
     from aperto.formats.adapter import WEIGHTS
     from aperto.formats.lineage import Lineage, Parent, read_lineage
-    from aperto.measure.check import tensor_hashes, tensor_set_hash
 
-    with byte_progress(f"hashing {base}") as progress:
-        of_base = tensor_set_hash(dict(tensor_hashes(checkpoint, progress)))
-    of_adapter = hashlib.sha256((adapter / WEIGHTS).read_bytes()).hexdigest()[: len(of_base)]
+    parent = parent_of(base, checkpoint)
+    of_adapter = hashlib.sha256((adapter / WEIGHTS).read_bytes()).hexdigest()[: len(parent.hash)]
     before = [made for made in (checkpoint.lineage, read_lineage(adapter)) if made is not None]
     return Lineage(
-        (Parent(base, of_base), Parent(str(adapter), of_adapter)),
+        (parent, Parent(str(adapter), of_adapter)),
         (*(step for made in before for step in made.steps), f"merged {adapter.name} into {base}"),
     )

@@ -47,6 +47,14 @@ def byte_progress(title: str) -> Iterator[Callable[[int, int], None]]:
         progress.stop()
 
 
+def duration(seconds: float) -> str:
+    """A time for reading."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
 @contextmanager
 def step_progress() -> Iterator[Callable[[int, int, str], None]]:
     """Yield a function that takes (steps done, steps in all, what comes next) and shows them."""

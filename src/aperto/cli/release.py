@@ -13,7 +13,8 @@ import typer
 
 from aperto.cli.app import settings_of
 from aperto.cli.options import LogLevelOption
-from aperto.cli.progress import byte_progress, step_progress
+from aperto.cli.parent import parent_of
+from aperto.cli.progress import byte_progress, duration, step_progress
 from aperto.cli.verdict import KeyOption, read_sign_off
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def release(
     left = job.answers_left(asker)
     seconds = seconds_for(asker, job)
     typer.echo(f"protocol {frozen.sha256[:16]}, frozen {frozen.frozen_at}")
-    typer.echo(f"{left} answers to go at the first look, about {_duration(seconds)}")
+    typer.echo(f"{left} answers to go at the first look, about {duration(seconds)}")
     if dry_run:
         return
     with step_progress() as watch:
@@ -150,18 +151,15 @@ def _models(
 def _model(name: str, base: Model | None = None) -> Model:
     """A checkpoint, or an adapter on `base`, with its hash."""
     from aperto.formats import open_checkpoint
-    from aperto.formats.adapter import WEIGHTS
+    from aperto.formats.adapter import WEIGHTS, is_adapter
     from aperto.formats.hub import resolve_model
-    from aperto.measure.check import tensor_hashes, tensor_set_hash
-    from aperto.vet.arms import Model, is_adapter
+    from aperto.vet.arms import Model
 
     if base is not None and is_adapter(Path(name)):
         digest = hashlib.sha256((Path(name) / WEIGHTS).read_bytes()).hexdigest()
         return Model(name, digest[: len(base.sha256)], base.checkpoint, Path(name))
     path = resolve_model(name)
-    with byte_progress(f"hashing {name}") as progress:
-        hashes = dict(tensor_hashes(open_checkpoint(path), progress))
-    return Model(name, tensor_set_hash(hashes), path)
+    return Model(name, parent_of(name, open_checkpoint(path)).hash, path)
 
 
 def _opener(job: Release, threads: int | None) -> OpenArm:
@@ -181,9 +179,3 @@ def _opener(job: Release, threads: int | None) -> OpenArm:
             yield loaded if model.adapter is None else loaded.variant("adapter")
 
     return open_arm
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -11,6 +11,7 @@ import typer
 
 from aperto.cli.convert import LayoutChoice, check_destination, vocabulary_for
 from aperto.cli.options import ModelArgument
+from aperto.cli.parent import parent_of
 from aperto.cli.progress import byte_progress
 from aperto.errors import UsageError
 
@@ -158,16 +159,15 @@ def _write(
     from aperto.adapt.surgery.reshaped import Reshaped
     from aperto.formats import open_checkpoint, quantize_experts
     from aperto.formats.hub import resolve_model
-    from aperto.formats.lineage import Lineage, Parent
+    from aperto.formats.lineage import Lineage
     from aperto.formats.write import write_checkpoint
-    from aperto.measure.check import tensor_hashes, tensor_set_hash
 
     checkpoint = open_checkpoint(resolve_model(model))
     result = Reshaped(quantize_experts(checkpoint), plan(checkpoint.config))
-    with byte_progress(f"hashing {model}") as progress:
-        base = Parent(model, tensor_set_hash(dict(tensor_hashes(checkpoint, progress))))
     earlier = checkpoint.lineage
-    lineage = Lineage((base,), (*(earlier.steps if earlier else ()), f"{step} of {model}"))
+    lineage = Lineage(
+        (parent_of(model, checkpoint),), (*(earlier.steps if earlier else ()), f"{step} of {model}")
+    )
     with (
         vocabulary_for(result, layout) as vocabulary,
         byte_progress(f"writing {out.name}") as progress,

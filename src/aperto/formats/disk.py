@@ -31,6 +31,19 @@ def require_free(path: Path, needed_bytes: int, what: str) -> None:
         )
 
 
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all; what was there before is there until the new one is."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        with fresh.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
 def sync_file(path: Path) -> None:
     """Wait until the file's content is on the disk, so that a rename never outruns it."""
     descriptor = os.open(path, os.O_RDONLY)

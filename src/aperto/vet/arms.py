@@ -10,7 +10,7 @@ import numpy as np
 
 from aperto.errors import UsageError
 from aperto.formats import open_checkpoint, quantize_experts
-from aperto.formats.adapter import CONFIG, Adapter, LowRank, matrix_of, read_adapter
+from aperto.formats.adapter import Adapter, LowRank, matrix_of, read_adapter
 from aperto.formats.checkpoint import TensorSource
 from aperto.formats.lineage import Lineage, Parent
 from aperto.formats.merged import Merged
@@ -51,11 +51,6 @@ class Cell:
     def left(self) -> int:
         """Answers that are missing."""
         return self.num_items * self.epochs - len(self.done)
-
-
-def is_adapter(path: Path) -> bool:
-    """Whether a folder holds an adapter and no checkpoint."""
-    return (path / CONFIG).is_file()
 
 
 def models_of(

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from aperto.errors import EvidenceError, UsageError
+from aperto.formats.disk import replace_file
 from aperto.formats.lineage import FILE as LINEAGE_FILE
 from aperto.formats.lineage import NOT_VETTED, Lineage, Parent, read_lineage
 from aperto.vet.arms import Cell, Model
@@ -124,7 +125,7 @@ class Release:
             return None
         digest = hashlib.sha256((report / JSON_FILE).read_bytes()).hexdigest()
         told = dataclasses.replace(lineage, vetted=f"{verdict.decision} {digest}")
-        _replace(home / LINEAGE_FILE, told.to_json())
+        replace_file(home / LINEAGE_FILE, told.to_json().encode())
         return home / LINEAGE_FILE
 
     def _look(
@@ -223,7 +224,7 @@ class Release:
             "arms": {arm.value: model.sha256 for arm, model in self.models.items()},
         }
         if not path.exists():
-            _replace(path, json.dumps(ours, indent=2) + "\n")
+            replace_file(path, (json.dumps(ours, indent=2) + "\n").encode())
         elif (theirs := json.loads(path.read_text(encoding="utf-8"))) != ours:
             other = [name for name, value in ours.items() if theirs.get(name) != value]
             raise UsageError(
@@ -257,13 +258,3 @@ def _drop_torn_line(path: Path) -> None:
         whole = data.rfind(b"\n") + 1
         if whole < len(data):
             file.truncate(whole)
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    fresh = path.with_name(f".{path.name}.new")
-    with fresh.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
