@@ -32,7 +32,11 @@ def test_rounding_by_chance_is_right_on_the_mean():
 
 
 def test_follows_adamw_on_a_quadratic():
-    """Both reach the minimum of a badly scaled bowl; they differ by the codes' rounding alone."""
+    """Both reach the minimum of a badly scaled bowl; they differ by the codes' rounding alone.
+
+    A first moment is off by 1/16 of itself at most and a second by as much, whose root is off by
+    1/32: no step is longer or shorter by more than a tenth, and chance makes them even out.
+    """
 
     def run(name):
         torch.manual_seed(0)
@@ -47,7 +51,7 @@ def test_follows_adamw_on_a_quadratic():
             optimiser.zero_grad()
         return (parameter.detach() - target).abs().mean()
 
-    assert run("adamw8bit") < run("adamw") + 0.05
+    assert run("adamw8bit") < 1.1 * run("adamw")
 
 
 def test_a_moving_average_moves_by_less_than_a_code():
