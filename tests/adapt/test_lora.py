@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 
 import numpy as np
@@ -23,8 +24,13 @@ from aperto.formats.merged import Merged  # noqa: E402
 from aperto.formats.tensor import DType  # noqa: E402
 
 EVERYTHING = LoraConfig(
-    rank=3, alpha=6.0, targets=(*lora.ATTENTION, "moe.router"), experts={0: (0, 2), 1: (1,)}
+    rank=3,
+    alpha=6.0,
+    targets=(*lora.ATTENTION, "moe.router"),
+    experts={0: (0, 2), 1: (1,)},
+    in_full=("sinks", "norms", "biases"),
 )
+SMALL = 2 * (1 + 2 + 4 + 1 + 2) + 1  # of a layer: sinks, norms, biases; and the last norm
 IDS = torch.tensor([np.random.default_rng(5).integers(0, 384, 30).tolist()])
 
 
@@ -73,7 +79,7 @@ def test_packed_experts_compute_what_dense_ones_do(stored):
         lora.attach(model, EVERYTHING, seed=3)
         stirred(model)
     expected, found = gradients(dense), gradients(packed)
-    assert expected.keys() == found.keys() and len(found) == 2 * (2 * 5 + 2 * 2 + 2 * 1)
+    assert expected.keys() == found.keys() and len(found) == 2 * (2 * 5 + 2 * 2 + 2 * 1) + SMALL
     for name, gradient in expected.items():
         # The same products; only torch's choice of how to split them may differ.
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
@@ -225,5 +231,62 @@ def test_an_expert_that_is_not_there_and_a_foreign_adapter_are_errors(stored, tm
     with pytest.raises(ConfigError, match="experts of layer 0"):
         lora.attach(model, LoraConfig(experts={0: (99,)}))
     adapter = made(stored.config, ATTENTION, full=("layers.0.attn.sinks",))
-    with pytest.raises(AdapterError, match="sinks in full"):
-        lora.load(GptOss.from_checkpoint(stored, packed=True), adapter)
+    short = {"layers.0.attn.sinks": np.zeros(1, np.float32)}
+    with pytest.raises(AdapterError, match="sinks: found the shape"):
+        lora.load(
+            GptOss.from_checkpoint(stored, packed=True),
+            dataclasses.replace(adapter, replaced=short),
+        )
+
+
+def test_small_tensors_are_trained_in_float32_beside_bfloat16(stored, tmp_path):
+    model = GptOss.from_checkpoint(stored, dtype=torch.bfloat16, packed=True)
+    with torch.inference_mode():
+        before = model(IDS)
+    lora.attach(model, EVERYTHING)
+    small = dict(lora.trained_in_full(model))
+    assert len(small) == SMALL and {p.dtype for p in small.values()} == {torch.float32}
+    with torch.inference_mode():
+        assert torch.equal(model(IDS), before)
+    stirred(model)
+    gradients(model)
+    for name, parameter in small.items():
+        assert parameter.grad is not None and parameter.grad.dtype is torch.float32, name
+        with torch.no_grad():
+            parameter -= 0.1 * parameter.grad
+    adapter = lora.to_adapter(model, EVERYTHING)
+    write_adapter(tmp_path / "a", adapter, stored.config)
+    again = GptOss.from_checkpoint(stored, dtype=torch.bfloat16, packed=True)
+    assert lora.load(again, read_adapter(tmp_path / "a", stored.config)) == EVERYTHING
+    with torch.inference_mode():
+        assert torch.equal(again(IDS), model(IDS))
+
+
+@pytest.mark.parametrize("experts", ["none", {0: (0,), 1: (2,)}])
+def test_peft_puts_small_tensors_in_place(tmp_path, experts):
+    """With and without the wrappers that PEFT puts around the experts."""
+    tiny = write_tiny(tmp_path / "tiny", tokenizer=True, windows=(8, 0), expert_dtype="bf16")
+    base = open_checkpoint(tiny)
+    model = GptOss.from_checkpoint(base)
+    config = LoraConfig(rank=2, experts=experts, in_full=("sinks", "norms", "biases"))
+    lora.attach(model, config)
+    stirred(model)
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for _, parameter in lora.trained_in_full(model):
+            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+        found = model(IDS)
+    write_adapter(tmp_path / "a", lora.to_adapter(model, config), base.config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from peft import PeftModel
+        from transformers import GptOssForCausalLM
+
+        plain = GptOssForCausalLM.from_pretrained(
+            tiny, dtype=torch.float32, attn_implementation="eager"
+        )
+        live = PeftModel.from_pretrained(plain, tmp_path / "a")
+        with torch.inference_mode():
+            expected = live(IDS).logits
+    # Two orders of summation, as in test_model.
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.std()))

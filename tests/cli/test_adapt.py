@@ -66,6 +66,26 @@ def test_other_options_in_the_same_folder_are_refused(aperto, data, tmp_path):
     assert "adapter_rank was 2, asked for is 4" in result.output
 
 
+def test_small_tensors_in_full_are_applied_beside_the_running_model(aperto, data, tmp_path):
+    out = tmp_path / "out"
+    targets = ("--targets", "attention,router,sinks,norms,biases", "--learning-rate", "0.01")
+    result = aperto("adapt", "nano", str(data), "--out", str(out), *OPTIONS, *targets)
+    assert result.exit_code == 0, result.output
+    assert "sinks" in aperto("info", str(out)).output
+    merged = tmp_path / "merged"
+    assert aperto("merge", "nano", str(out), "--out", str(merged)).exit_code == 0
+    ask = ("-p", "code 3?", "--max-tokens", "8", "--temperature", "0")
+    live = aperto("chat", "nano", "--adapter", str(out), *ask)
+    assert live.exit_code == 0, live.output
+    assert aperto("chat", str(merged), *ask).exit_code == 0
+
+
+def test_no_targets(aperto, data, tmp_path):
+    result = aperto("adapt", "nano", str(data), "--out", str(tmp_path / "out"), "--targets", " ,")
+    assert result.exit_code == 2
+    assert "--targets is empty" in result.output
+
+
 def test_unknown_targets(aperto, data, tmp_path):
     out = str(tmp_path / "out")
     result = aperto("adapt", "nano", str(data), "--out", out, "--targets", "attention,lips")

@@ -35,7 +35,7 @@ def decode_plain(blocks: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class PackedExperts(nn.Module):
-    """Like `model.ExpertLinear`, with the weight in MXFP4 and frozen.
+    """Like `model.ExpertLinear`, with the weight in MXFP4 and frozen; the bias may be trained.
 
     Args:
         blocks: [E, out, in/32, 16], bytes of two codes; may be a view of a mapped file.
@@ -75,7 +75,7 @@ class PackedExperts(nn.Module):
 
     def forward(self, x: Tensor, counts: list[int]) -> Tensor:
         """x [M, in], sorted by expert, `counts` rows each -> [M, out]."""
-        product: Tensor = _Frozen.apply(x, self, counts)
+        product: Tensor = _Frozen.apply(x, self.bias, self, counts)
         return product
 
 
@@ -83,22 +83,32 @@ class _Frozen(torch.autograd.Function):
     """Products with frozen weights, which are decoded again for the gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, experts: PackedExperts, counts: list[int]) -> Tensor:
-        """x [M, in] -> [M, out], written into one output."""
+    def forward(
+        ctx: Any, x: Tensor, bias: Tensor, experts: PackedExperts, counts: list[int]
+    ) -> Tensor:
+        """x [M, in], bias [E, out] -> [M, out], written into one output."""
         ctx.experts, ctx.counts = experts, counts
+        ctx.bias_dtype = bias.dtype
+        added = bias.to(x.dtype)
         out = x.new_empty(len(x), experts.shape[1])
         for expert, rows in _rows_of(counts):
             weight = experts.matrix(expert)
-            torch.addmm(experts.bias[expert], x[rows], weight.T, out=out[rows])
+            torch.addmm(added[expert], x[rows], weight.T, out=out[rows])
         return out
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        """gradient [M, out] -> [M, in]."""
-        out = gradient.new_empty(len(gradient), ctx.experts.shape[2])
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        """gradient [M, out] -> [M, in], and [E, out] of the bias where it is trained."""
+        num_experts, outputs, inputs = ctx.experts.shape
+        out = gradient.new_empty(len(gradient), inputs)
+        bias = None
+        if ctx.needs_input_grad[1]:
+            bias = gradient.new_zeros(num_experts, outputs, dtype=ctx.bias_dtype)
         for expert, rows in _rows_of(ctx.counts):
             torch.mm(gradient[rows], ctx.experts.matrix(expert), out=out[rows])
-        return out, None, None
+            if bias is not None:
+                bias[expert] = gradient[rows].sum(0, dtype=ctx.bias_dtype)
+        return out, bias, None, None
 
 
 def _rows_of(counts: list[int]) -> Iterator[tuple[int, slice]]:

@@ -1,7 +1,8 @@
 """Low-rank adapters on the torch twin: attached, trained, and handed over as files' adapters.
 
 An adapted matrix computes W x + scaling * B A x; W is frozen. A is drawn, B begins at nought, so
-that training begins at the base model.
+that training begins at the base model. Small tensors (sinks, norms, biases) may be trained in full
+beside them, in float32 whatever the rest has.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from aperto.adapt.attention import widen
 from aperto.adapt.experts import PackedExperts
-from aperto.adapt.model import ExpertLinear, GptOss
-from aperto.errors import AdapterError, ConfigError
+from aperto.adapt.model import ExpertLinear, GptOss, RMSNorm
+from aperto.errors import ConfigError
 from aperto.formats.adapter import Adapter, LowRank, check_adapter, expert_key, matrix_of
 
 ATTENTION = ("attn.q", "attn.k", "attn.v", "attn.out")
 _EXPERTS = ("moe.gate_up", "moe.down")
+IN_FULL = {"sinks": ".sinks", "norms": "norm.weight", "biases": ".bias"}
+"""Small tensors that can be trained in full: kind -> how their names end."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +44,14 @@ class LoraConfig:
     experts: Literal["none", "all"] | Mapping[int, tuple[int, ...]] = "none"
     """Whose matrices are adapted: none, all, or the experts named for each layer."""
 
+    in_full: tuple[str, ...] = ()
+    """Small tensors trained in full beside the changes: sinks, norms, biases."""
+
     def __post_init__(self) -> None:
+        if unknown := set(self.in_full) - IN_FULL.keys():
+            raise ConfigError(
+                f"in_full has {', '.join(sorted(unknown))}; expected some of {', '.join(IN_FULL)}"
+            )
         unknown = set(self.targets) - {*ATTENTION, "moe.router"}
         if unknown:
             raise ConfigError(
@@ -134,6 +145,7 @@ def attach(model: GptOss, config: LoraConfig, seed: int = 0) -> None:
     """Freeze the model and add changes to it, in place. A depends on `seed` and the names alone."""
     for parameter in model.parameters():
         parameter.requires_grad_(False)
+    _train_in_full(model, config.in_full)
     for index, layer in enumerate(model.layers):
         chosen = config.experts_of(index, model.config.layers[index].num_experts)
         for target in config.targets:
@@ -150,6 +162,26 @@ def attach(model: GptOss, config: LoraConfig, seed: int = 0) -> None:
             bound = 1 / math.sqrt(change.a.shape[1])
             drawn = torch.rand(change.a.shape, generator=generator) * 2 * bound - bound
             change.a.copy_(drawn)
+
+
+def _train_in_full(model: GptOss, kinds: tuple[str, ...]) -> None:
+    """Put a float32 parameter of its own in place of each small tensor of these kinds."""
+    endings = tuple(IN_FULL[kind] for kind in kinds)
+    for name, parameter in list(model.named_parameters()) if kinds else ():
+        if not name.endswith(endings):
+            continue
+        module_name, _, own = name.rpartition(".")
+        module = model.get_submodule(module_name)
+        if isinstance(module, RMSNorm):
+            module.dtype = parameter.dtype
+        setattr(module, own, nn.Parameter(widen(parameter.detach()).clone()))
+
+
+def trained_in_full(model: GptOss) -> Iterator[tuple[str, nn.Parameter]]:
+    """The small tensors that are trained in full, by canonical name."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and name.endswith(tuple(IN_FULL.values())):
+            yield name.replace(".base.", "."), parameter
 
 
 def changes(model: GptOss) -> Iterator[tuple[str, Change]]:
@@ -169,9 +201,10 @@ def changes(model: GptOss) -> Iterator[tuple[str, Change]]:
 
 def trainable(model: GptOss) -> dict[str, nn.Parameter]:
     """The parameters that are trained, by name."""
-    return {
+    low_rank = {
         f"{key}.{side}": getattr(change, side) for key, change in changes(model) for side in "ab"
     }
+    return low_rank | dict(trained_in_full(model))
 
 
 def to_adapter(model: GptOss, config: LoraConfig, base: str = "") -> Adapter:
@@ -183,7 +216,11 @@ def to_adapter(model: GptOss, config: LoraConfig, base: str = "") -> Adapter:
         )
         for key, change in changes(model)
     }
-    adapter = Adapter(config.rank, config.alpha, config.rslora, deltas, base=base)
+    replaced = {
+        name: parameter.detach().float().cpu().numpy().copy()
+        for name, parameter in trained_in_full(model)
+    }
+    adapter = Adapter(config.rank, config.alpha, config.rslora, deltas, replaced, base)
     check_adapter(adapter, model.config)
     return adapter
 
@@ -191,14 +228,9 @@ def to_adapter(model: GptOss, config: LoraConfig, base: str = "") -> Adapter:
 def load(model: GptOss, adapter: Adapter) -> LoraConfig:
     """Attach an adapter as it was trained; returns its settings.
 
-    Raises AdapterError where it does not fit, or changes what the twin does not adapt.
+    Raises AdapterError where it does not fit.
     """
     check_adapter(adapter, model.config)
-    if adapter.replaced:
-        raise AdapterError(
-            f"the adapter replaces {next(iter(adapter.replaced))} in full; the twin adapts "
-            "matrices alone: merge it instead"
-        )
     config = _config_of(adapter)
     attach(model, config)
     with torch.no_grad():
@@ -209,24 +241,32 @@ def load(model: GptOss, adapter: Adapter) -> LoraConfig:
                 continue
             change.a.copy_(torch.from_numpy(delta.a))
             change.b.copy_(torch.from_numpy(delta.b))
+        for name, parameter in trained_in_full(model):
+            if name in adapter.replaced:
+                parameter.copy_(torch.from_numpy(adapter.replaced[name]))
     return config
 
 
 def _config_of(adapter: Adapter) -> LoraConfig:
     targets: set[str] = set()
-    experts: dict[int, tuple[int, ...]] = {}
+    experts: dict[int, set[int]] = {}
     for key in adapter.deltas:
         tensor, expert = matrix_of(key)
         _, layer, target = tensor.removesuffix(".weight").split(".", 2)
         if expert is None:
             targets.add(target)
         else:
-            experts[int(layer)] = (*experts.get(int(layer), ()), expert)
+            experts.setdefault(int(layer), set()).add(expert)
     ordered = tuple(name for name in (*ATTENTION, "moe.router") if name in targets)
     return LoraConfig(
         rank=adapter.rank,
         alpha=adapter.alpha,
         rslora=adapter.rslora,
         targets=ordered,
-        experts=experts or "none",
+        experts={layer: tuple(sorted(these)) for layer, these in experts.items()} or "none",
+        in_full=tuple(
+            kind
+            for kind, ending in IN_FULL.items()
+            if any(name.endswith(ending) for name in adapter.replaced)
+        ),
     )

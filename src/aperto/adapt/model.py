@@ -37,12 +37,22 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
         self.eps = eps
+        self.dtype: torch.dtype | None = None
+        """Of the result, where the weight is trained in a wider one than the rest."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last axis of `x` [..., H]; the result has the dtype of the weight."""
         full = widen(x)
         scale = torch.rsqrt(full.square().mean(-1, keepdim=True) + self.eps)
-        return (full * scale * widen(self.weight)).to(self.weight.dtype)
+        return (full * scale * widen(self.weight)).to(self.dtype or self.weight.dtype)
+
+
+class Linear(nn.Linear):
+    """A product and a bias; the bias may be trained in a wider dtype than the weight has."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in] -> [..., out]."""
+        return nn.functional.linear(x, self.weight, self.bias.to(self.weight.dtype))
 
 
 def rope_frequencies(rope: RopeConfig, head_dim: int) -> tuple[Tensor, float]:
@@ -87,10 +97,10 @@ class Attention(nn.Module):
         super().__init__()
         hidden, self.head_dim, self.window = config.hidden_size, config.head_dim, layer.window
         self.norm = RMSNorm(hidden, config.rms_norm_eps)
-        self.q = nn.Linear(hidden, config.q_size)
-        self.k = nn.Linear(hidden, config.kv_size)
-        self.v = nn.Linear(hidden, config.kv_size)
-        self.out = nn.Linear(config.q_size, hidden)
+        self.q = Linear(hidden, config.q_size)
+        self.k = Linear(hidden, config.kv_size)
+        self.v = Linear(hidden, config.kv_size)
+        self.out = Linear(config.q_size, hidden)
         self.sinks = nn.Parameter(torch.zeros(config.num_attention_heads))
 
     def heads(self, x: Tensor) -> Tensor:
@@ -172,7 +182,7 @@ class ExpertLinear(nn.Module):
 
     def forward(self, x: Tensor, counts: list[int]) -> Tensor:
         """x [M, in], sorted by expert, `counts` rows each -> [M, out]."""
-        parts = zip(x.split(counts), self.weight, self.bias, strict=True)
+        parts = zip(x.split(counts), self.weight, self.bias.to(self.weight.dtype), strict=True)
         return torch.cat([nn.functional.linear(rows, w, b) for rows, w, b in parts])
 
 
@@ -184,7 +194,7 @@ class Moe(nn.Module):
         hidden, inner = config.hidden_size, config.intermediate_size
         self.limit, self.top_k = config.swiglu_limit, layer.experts_per_token
         self.norm = RMSNorm(hidden, config.rms_norm_eps)
-        self.router = nn.Linear(hidden, layer.num_experts)
+        self.router = Linear(hidden, layer.num_experts)
         self.gate_up = ExpertLinear(layer.num_experts, 2 * inner, hidden)
         self.down = ExpertLinear(layer.num_experts, hidden, inner)
 

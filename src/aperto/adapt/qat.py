@@ -59,7 +59,7 @@ class RoundedExperts(LoraExperts):
             if str(expert) in self.changes and len(rows):
                 change = self.changes[str(expert)]
                 product = _Rounded.apply(rows, change.a, change.b, self, expert)
-                parts.append(product + self.base.bias[expert])
+                parts.append(product + self.base.bias[expert].to(product.dtype))
             elif len(rows):
                 alone = [len(rows) if e == expert else 0 for e in range(len(counts))]
                 parts.append(self.base(rows, alone))

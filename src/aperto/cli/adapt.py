@@ -85,7 +85,7 @@ def adapt(
         str,
         typer.Option(
             help="What is adapted, separated by commas: attention, router, experts, "
-            "experts:N (the N most used of each layer)."
+            "experts:N (the N most used of each layer); and in full: sinks, norms, biases."
         ),
     ] = "attention",
     epochs: Annotated[float, typer.Option(help="Times that every row is learnt.")] = 1.0,
@@ -231,9 +231,10 @@ def _lora(
     targets: str, rank: int, alpha: float | None, rslora: bool, dropout: float
 ) -> tuple[LoraConfig, int]:
     """The option --targets as the adapter's settings, and the N of experts:N."""
-    from aperto.adapt.lora import ATTENTION, LoraConfig
+    from aperto.adapt.lora import ATTENTION, IN_FULL, LoraConfig
 
     matrices: list[str] = []
+    in_full: list[str] = []
     experts: Literal["none", "all"] = "none"
     hottest = 0
     for word in filter(None, (part.strip() for part in targets.split(","))):
@@ -241,15 +242,19 @@ def _lora(
             matrices += ATTENTION
         elif word == "router":
             matrices.append("moe.router")
+        elif word in IN_FULL:
+            in_full.append(word)
         elif word == "experts":
             experts = "all"
         elif found := re.fullmatch(r"experts:([1-9][0-9]*)", word):
             hottest = int(found[1])
         else:
             raise UsageError(
-                f"--targets has {word!r}; expected attention, router, experts or experts:N, "
-                "separated by commas"
+                f"--targets has {word!r}; expected attention, router, experts, experts:N, "
+                f"{', '.join(IN_FULL)}, separated by commas"
             )
+    if not (matrices or in_full or hottest or experts == "all"):
+        raise UsageError("--targets is empty; expected something to adapt, such as attention")
     config = LoraConfig(
         rank=rank,
         alpha=2.0 * rank if alpha is None else alpha,
@@ -257,6 +262,7 @@ def _lora(
         dropout=dropout,
         targets=tuple(matrices),
         experts=experts,
+        in_full=tuple(in_full),
     )
     return config, hottest
 

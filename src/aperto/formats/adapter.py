@@ -31,7 +31,7 @@ _PREFIX = "base_model.model."
 _ROOT = re.compile(r"base_model\.model\.(?P<name>.+?)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
 _EXPERTS = ".mlp.experts"
 _INNER = ".base_layer"
-_FULL = ("attn.norm.weight", "moe.norm.weight", "attn.sinks", ".bias")
+_FULL = ("norm.weight", "attn.sinks", ".bias")
 
 Float32 = NDArray[np.float32]
 
@@ -201,7 +201,8 @@ def read_adapter(path: str | Path, config: ModelConfig) -> Adapter:
         if found:
             pairs.setdefault(found["name"], {})[found["side"]] = array
             continue
-        name = canonical.get(key.removeprefix(_PREFIX).replace(".modules_to_save", ""))
+        plain = key.removeprefix(_PREFIX).replace(".modules_to_save", "").replace(_INNER, "")
+        name = canonical.get(plain)
         if name is None or not name.endswith(_FULL):
             raise AdapterError(
                 f"{path}: the key {key!r} is no change that can be applied; expected low-rank "
@@ -302,8 +303,9 @@ def _deltas_of(
 def write_adapter(path: str | Path, adapter: Adapter, config: ModelConfig) -> None:
     """Write an adapter as a new folder that PEFT loads on transformers' GptOssForCausalLM.
 
-    Norms, biases and sinks trained in full stand beside the pairs under their own names, which
-    PEFT passes over. Raises UsageError if `path` exists, AdapterError if it does not fit `config`.
+    Norms, biases and sinks trained in full stand beside the pairs under the names they have in
+    PEFT's model, and are put in place of the base's when it loads them. Raises UsageError if `path`
+    exists, AdapterError if it does not fit `config`.
     """
     path = Path(path)
     if path.exists():
@@ -348,7 +350,22 @@ def _peft_arrays(adapter: Adapter, config: ModelConfig) -> dict[str, Float32]:
             module += _INNER
         arrays[f"{module}.lora_A.weight"] = a.reshape(-1, inputs)
         arrays[f"{module}.lora_B.weight"] = b.reshape(out, -1)
-    return arrays | {_PREFIX + hf[name]: array for name, array in adapter.replaced.items()}
+    pairs = tuple(arrays)
+    return arrays | {
+        _wrapped(_PREFIX + hf[name], pairs): array for name, array in adapter.replaced.items()
+    }
+
+
+def _wrapped(key: str, pairs: Collection[str]) -> str:
+    """The key of a whole tensor: the module it belongs to lies inside each of its wrappers."""
+    module, _, own = key.rpartition(".")
+    depth = sum(pair.endswith(".lora_A.weight") and _root(pair) == module for pair in pairs)
+    return f"{module}{_INNER * depth}.{own}"
+
+
+def _root(pair: str) -> str:
+    """The base's module that a pair changes."""
+    return pair.removesuffix(".lora_A.weight").removesuffix(_INNER)
 
 
 def _peft_settings(adapter: Adapter, config: ModelConfig) -> dict[str, Any]:
