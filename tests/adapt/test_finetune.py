@@ -1,5 +1,7 @@
 """Fine-tuning as one job, on a tiny checkpoint; and what is told before it begins."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,7 @@ from aperto.adapt.packing import Example
 from aperto.adapt.routing import hottest_experts
 from aperto.adapt.train import cross_entropy, mean_loss
 from aperto.errors import ConfigError, MemoryLimitError, UsageError
-from aperto.formats import open_checkpoint
+from aperto.formats import mxfp4, open_checkpoint
 from aperto.formats.adapter import read_adapter
 from aperto.formats.lineage import Lineage, Parent, read_lineage
 from aperto.formats.merged import Merged
@@ -46,6 +48,11 @@ def job(stored, out, config=CONFIG, **options):
     return Finetune(stored, dataset(), adapted, config, out, lineage, **options)
 
 
+def whole(stored, out, config, **options):
+    lineage = Lineage((Parent("tiny", "0" * 16),), ())
+    return Finetune(stored, dataset(), None, config, out, lineage, **options)
+
+
 def test_the_adapter_in_the_folder_is_the_trained_model(stored, tmp_path):
     work = job(stored, tmp_path / "out", hottest=1, licences={"LICENSE": "a text"})
     outcome = work.run()
@@ -62,6 +69,39 @@ def test_the_adapter_in_the_folder_is_the_trained_model(stored, tmp_path):
     assert lineage.vetted == "no"
     assert lineage.steps == ("adapted tiny: 12 of 12 steps",)
     assert (tmp_path / "out" / "LICENSE").read_text() == "a text"
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+def test_every_weight_trained_is_a_model(stored, tmp_path, rounded):
+    """Trained with rounding, the stored experts are those of training, to the bit."""
+    config = dataclasses.replace(CONFIG, qat=rounded, learning_rate=5e-3)
+    work = whole(stored, tmp_path / "out", config)
+    assert work.run().finished
+    written = open_checkpoint(tmp_path / "out")
+    assert written.lineage.parents[0].name == "tiny" and written.lineage.vetted == "no"
+    assert {name: written.info(name).dtype for name in written.names()} == {
+        name: stored.info(name).dtype for name in stored.names()
+    }
+    batches = list(work.batches(0))
+    trained = mean_loss(work.model, batches, cross_entropy)
+    base = mean_loss(GptOss.from_checkpoint(stored), batches, cross_entropy)
+    again = mean_loss(GptOss.from_checkpoint(written), batches, cross_entropy)
+    assert trained < 0.8 * base
+    # Rounding to MXFP4 costs what was not trained against; the rest is rounded to 8 bits.
+    assert abs(again - trained) < (base - trained) * (0.02 if rounded else 0.25)
+    if rounded:
+        name = "layers.0.moe.down.weight"
+        seen = mxfp4.decode(*mxfp4.encode(work.trainable[name].detach().numpy()))
+        np.testing.assert_array_equal(written.tensor(name).to_float32(), seen)
+
+
+def test_what_cannot_fit_is_refused_before_it_is_read(stored, tmp_path, monkeypatch):
+    monkeypatch.setattr(GptOss, "from_checkpoint", None)
+    with pytest.raises(MemoryLimitError, match="trained values, gradients and moments"):
+        whole(stored, tmp_path / "out", CONFIG, available_bytes=1 << 20)
+    bfloat16 = dataclasses.replace(CONFIG, dtype="bfloat16")
+    with pytest.raises(ConfigError, match="expected float32"):
+        whole(stored, tmp_path / "out", bfloat16)
 
 
 def test_another_job_in_the_folder_is_refused(stored, tmp_path):

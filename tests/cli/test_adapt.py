@@ -80,6 +80,24 @@ def test_small_tensors_in_full_are_applied_beside_the_running_model(aperto, data
     assert aperto("chat", str(merged), *ask).exit_code == 0
 
 
+def test_full_training_writes_a_model(aperto, data, tmp_path):
+    out = tmp_path / "out"
+    options = ("--steps", "3", "--length", "128", "--rows-per-step", "2", "--full", "--qat")
+    result = aperto("adapt", "nano", str(data), "--out", str(out), *options)
+    assert result.exit_code == 0, result.output
+    assert f"try it: aperto chat {out}" in result.output
+    for name in ("LICENSE", "NOTICE", "config.json"):
+        assert (out / name).is_file()
+    assert "vetted" in aperto("info", str(out)).output
+    assert aperto("chat", str(out), "-p", "code 3?", "--max-tokens", "4").exit_code == 0
+    assert (
+        "resumed after step 3"
+        in aperto("adapt", "nano", str(data), "--out", str(out), *options).output
+    )
+    both = aperto("adapt", "nano", str(data), "--out", str(out), *options, "--rank", "4")
+    assert both.exit_code == 2 and "--rank with --full" in both.output
+
+
 def test_no_targets(aperto, data, tmp_path):
     result = aperto("adapt", "nano", str(data), "--out", str(tmp_path / "out"), "--targets", " ,")
     assert result.exit_code == 2

@@ -1,19 +1,23 @@
-"""Fine-tuning as one job: a checkpoint and data in, an adapter's folder out.
+"""Fine-tuning as one job: a checkpoint and data in, a folder with what was trained out.
 
-The folder holds the adapter itself, as PEFT lays it out, and in `run/` what the run was asked for,
-its state and its log, so that the same job given again goes on where it was left.
+The folder holds an adapter, as PEFT lays it out, or, where every weight was trained, a model; and
+in `run/` what the run was asked for, its state and its log, so that the same job given again goes
+on where it was left.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from aperto.adapt import lora, qat
 from aperto.adapt.attention import blocked_attend
@@ -38,9 +42,11 @@ from aperto.adapt.train import (
 from aperto.errors import ConfigError, UsageError
 from aperto.formats.adapter import write_adapter
 from aperto.formats.checkpoint import TensorSource
-from aperto.formats.disk import replace_file
+from aperto.formats.disk import sync_file
 from aperto.formats.lineage import FILE as LINEAGE_FILE
 from aperto.formats.lineage import Lineage
+from aperto.formats.retrained import Retrained
+from aperto.formats.write import write_checkpoint
 
 RUN = "run"
 _ROUTING_TOKENS = 8192
@@ -79,7 +85,7 @@ class FinetuneConfig:
     dtype: DtypeName = "bfloat16"
     """Of activations and of what is frozen; what is trained is float32."""
     qat: bool = False
-    """Round adapted experts to MXFP4 in every forward pass, as merging will store them."""
+    """Round trained experts to MXFP4 in every forward pass, as they will be stored."""
     seed: int = 0
     """Of all that is drawn."""
 
@@ -102,24 +108,27 @@ class Finetune:
     Args:
         source: the base model, its experts in MXFP4 (see `formats.quantize_experts`).
         dataset: what is learnt, and what is held out.
-        adapted: what of the model is adapted.
+        adapted: what of the model is adapted; None trains every weight, in float32.
         hottest: adapt so many experts of each layer too, those that the data uses most.
         config: how it is trained.
-        out: the adapter's folder; a new one, or one that this job left.
+        out: the folder of what is trained; a new one, or one that this job left.
         lineage: of the base model, with the base as its first parent.
         licences: texts that go with what is derived from the base, by file name.
         padding_id: token that fills rows up.
+        available_bytes: memory that the job may take; None: whatever it takes.
 
     Raises:
         UsageError: the folder holds something else.
         DataError: the data does not fit the rows.
+        ConfigError: settings that exclude each other.
+        MemoryLimitError: the job takes more memory than is available.
     """
 
     def __init__(
         self,
         source: TensorSource,
         dataset: Dataset,
-        adapted: LoraConfig,
+        adapted: LoraConfig | None,
         config: FinetuneConfig,
         out: Path,
         lineage: Lineage,
@@ -127,7 +136,13 @@ class Finetune:
         hottest: int = 0,
         licences: Mapping[str, str] | None = None,
         padding_id: int = 0,
+        available_bytes: int | None = None,
     ) -> None:
+        if adapted is None and (config.dtype != "float32" or hottest):
+            raise ConfigError(
+                f"every weight is to be trained in {config.dtype}, {hottest} experts of each layer "
+                "chosen; expected float32 and none chosen"
+            )
         self._config, self._adapted, self._out, self._lineage = config, adapted, out, lineage
         self._source, self._licences = source, licences or {}
         self.rows = pack(dataset.train, config.length, padding_id=padding_id)
@@ -145,23 +160,43 @@ class Finetune:
                 "command left; choose another --out"
             )
         self.folder = RunFolder(out / RUN, {**self._identity(), "hottest": hottest})
-        self.model = GptOss.from_checkpoint(source, dtype=getattr(torch, config.dtype), packed=True)
+        if adapted is None and available_bytes is not None:  # before it is read into memory
+            self.memory().require(available_bytes)
+        self.model = GptOss.from_checkpoint(
+            source, dtype=getattr(torch, config.dtype), packed=adapted is not None
+        )
         self.model.recompute, self.model.attend = True, blocked_attend
+        if adapted is None:
+            self.trainable: dict[str, torch.nn.Parameter] = dict(self.model.named_parameters())
+            if config.qat:
+                qat.attach_whole(self.model)
+        else:
+            self._adapt(adapted, hottest)
+        if available_bytes is not None:
+            self.memory().require(available_bytes)
+
+    def _adapt(self, adapted: LoraConfig, hottest: int) -> None:
         if hottest:
-            rows = self.rows[: max(_ROUTING_TOKENS // config.length, 1)]
+            rows = self.rows[: max(_ROUTING_TOKENS // self._config.length, 1)]
             experts = hottest_experts(self.model, (batch_of([row]) for row in rows), hottest)
-            self._adapted = dataclasses.replace(adapted, experts=experts)
-        lora.attach(self.model, self._adapted, config.seed)
-        if config.qat:
+            adapted = self._adapted = dataclasses.replace(adapted, experts=experts)
+        lora.attach(self.model, adapted, self._config.seed)
+        if self._config.qat:
             qat.attach(self.model)
         self.trainable = lora.trainable(self.model)
 
     def memory(self) -> MemoryEstimate:
         """What the run takes at its highest."""
+        infos = [self._source.info(name) for name in self._source.names()]
+        if self._adapted is None:
+            weights, trained = 0, sum(math.prod(info.shape) for info in infos)
+        else:
+            weights = sum(info.nbytes for info in infos)
+            trained = sum(p.numel() for p in self.trainable.values())
         return estimate_memory(
-            self.model.config,
-            weights=sum(self._source.info(name).nbytes for name in self._source.names()),
-            trained=sum(p.numel() for p in self.trainable.values()),
+            self._source.config,
+            weights=weights,
+            trained=trained,
             batch_tokens=self._config.rows_per_batch * self._config.length,
             value_bytes=getattr(torch, self._config.dtype).itemsize,
             optimiser=self._config.optimiser,
@@ -203,24 +238,29 @@ class Finetune:
         return {"eval_loss": mean_loss(self.model, batches, cross_entropy)}
 
     def _publish(self, step: int) -> None:
-        """Put the adapter as it is in place of what the folder holds."""
+        """Put what is trained, as it is, in place of what the folder holds."""
         base = self._lineage.parents[0].name
-        adapter = lora.to_adapter(self.model, self._adapted, base)
-        with tempfile.TemporaryDirectory(prefix=".adapter.", dir=self._out) as made:
-            fresh = Path(made) / "adapter"
-            write_adapter(fresh, adapter, self.model.config)
-            lineage = self._lineage.then(f"adapted {base}: {step} of {self.steps} steps")
-            (fresh / LINEAGE_FILE).write_text(lineage.to_json(), encoding="utf-8")
+        lineage = self._lineage.then(f"adapted {base}: {step} of {self.steps} steps")
+        with tempfile.TemporaryDirectory(prefix=".fresh.", dir=self._out) as made:
+            fresh = Path(made) / "fresh"
+            if self._adapted is None:
+                trained = Retrained(self._source, self._values)
+                write_checkpoint(trained, fresh, "hf", lineage=lineage)
+            else:
+                adapter = lora.to_adapter(self.model, self._adapted, base)
+                write_adapter(fresh, adapter, self.model.config)
+                (fresh / LINEAGE_FILE).write_text(lineage.to_json(), encoding="utf-8")
             for name, text in self._licences.items():
                 (fresh / name).write_text(text, encoding="utf-8")
             for file in sorted(fresh.iterdir()):
-                replace_file(self._out / file.name, file.read_bytes())
+                sync_file(file)
+                file.replace(self._out / file.name)
+
+    def _values(self, name: str) -> NDArray[np.float32]:
+        return self.trainable[name].detach().float().cpu().numpy()
 
     def _identity(self) -> dict[str, Any]:
         """All that the result depends on."""
-        adapted = dataclasses.asdict(self._adapted)
-        if isinstance(self._adapted.experts, Mapping):
-            adapted["experts"] = {str(k): list(v) for k, v in self._adapted.experts.items()}
         base = self._lineage.parents[0]
         return {
             "base": base.name,
@@ -228,8 +268,15 @@ class Finetune:
             "data": _digest(self.rows),
             "threads": torch.get_num_threads(),
             **dataclasses.asdict(self._config),
-            **{f"adapter_{name}": value for name, value in adapted.items()},
+            **({"whole": True} if self._adapted is None else _settings_of(self._adapted)),
         }
+
+
+def _settings_of(adapted: LoraConfig) -> dict[str, Any]:
+    settings = dataclasses.asdict(adapted)
+    if isinstance(adapted.experts, Mapping):
+        settings["experts"] = {str(k): list(v) for k, v in adapted.experts.items()}
+    return {f"adapter_{name}": value for name, value in settings.items()}
 
 
 def use_threads(count: int) -> None:

@@ -1,7 +1,8 @@
-"""Adapted experts seen through MXFP4 while they are trained, as merging will store them.
+"""Experts seen through MXFP4 while they are trained, as a checkpoint will store them.
 
-The forward pass multiplies with round(W + scaling * B A), rounded by the encoder that merges; the
-gradient takes the rounding for nothing (straight through). So what is trained is what is merged.
+The forward pass multiplies with round(W + scaling * B A), or with round(W) where W itself is
+trained, rounded by the encoder that writes files; the gradient takes the rounding for nothing
+(straight through). So what is trained is what is stored.
 """
 
 from __future__ import annotations
@@ -86,6 +87,42 @@ class _Rounded(torch.autograd.Function):
         to_x = gradient @ ctx.experts.rounded(ctx.expert).to(gradient.dtype)
         wide, inputs = gradient.to(a.dtype) * scaling, x.to(a.dtype)
         return to_x, (wide @ b).T @ inputs, wide.T @ (inputs @ a.T), None, None
+
+
+class RoundedWhole(nn.Module):
+    """`ExpertLinear` whose trained weight is rounded to MXFP4 where it is multiplied."""
+
+    def __init__(self, base: ExpertLinear) -> None:
+        super().__init__()
+        self.weight, self.bias = base.weight, base.bias
+
+    def forward(self, x: Tensor, counts: list[int]) -> Tensor:
+        """x [M, in], sorted by expert, `counts` rows each -> [M, out]."""
+        weight = _StraightThrough.apply(self.weight)
+        parts = zip(x.split(counts), weight, self.bias, strict=True)
+        return torch.cat([nn.functional.linear(rows, w, b) for rows, w, b in parts])
+
+
+class _StraightThrough(torch.autograd.Function):
+    """MXFP4's nearest values; their gradient is that of what was rounded."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor) -> Tensor:
+        """[..., K] -> [..., K]. Raises TensorError for what is not finite."""
+        exact = weight.detach().float().cpu().numpy()
+        return torch.from_numpy(mxfp4.decode(*mxfp4.encode(exact))).to(weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """As it comes."""
+        return gradient
+
+
+def attach_whole(model: GptOss) -> None:
+    """Round every expert of a model whose weights are all trained, in place."""
+    for layer in model.layers:
+        for name in ("gate_up", "down"):
+            setattr(layer.moe, name, RoundedWhole(getattr(layer.moe, name)))
 
 
 def attach(model: GptOss) -> None:

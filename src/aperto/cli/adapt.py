@@ -119,7 +119,13 @@ def adapt(
     ] = None,
     qat: Annotated[
         bool,
-        typer.Option("--qat", help="Round adapted experts to MXFP4 in training, as merging does."),
+        typer.Option("--qat", help="Round trained experts to MXFP4 in training, as storing does."),
+    ] = False,
+    full: Annotated[
+        bool,
+        typer.Option(
+            "--full", help="Train every weight, in float32, and write a model; for small models."
+        ),
     ] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="Default: all cores.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn.")] = 0,
@@ -129,6 +135,8 @@ def adapt(
     log_level: LogLevelOption = None,
 ) -> None:
     """Fine-tune a model on a CPU, its packed weights frozen and mapped; writes an adapter.
+
+    With --full every weight is trained, and a model is written.
 
     The data is checked as a whole first. Interrupted or killed, the same command goes on from the
     last state and ends in the same bits.
@@ -166,7 +174,9 @@ def adapt(
         qat=qat,
         seed=seed,
     )
-    adapted, hottest = _lora(targets, rank, alpha, rslora, dropout)
+    if full:
+        _refuse_with_full(ctx)
+    adapted, hottest = (None, 0) if full else _lora(targets, rank, alpha, rslora, dropout)
     before = available_bytes()
     job = Finetune(
         quantize_experts(checkpoint),
@@ -177,15 +187,28 @@ def adapt(
         _lineage(model, checkpoint),
         hottest=hottest,
         licences=licences(path),
+        available_bytes=before,
     )
     _announce(job, dataset)
-    job.memory().require(before)
     typer.echo(f"time: about {duration(job.step_seconds() * job.steps)}")
     if dry_run:
         return
     with _watching(job.steps) as watch:
         outcome = job.run(watch)
-    _report(outcome, out, model)
+    _report(outcome, out, model, full)
+
+
+def _refuse_with_full(ctx: typer.Context) -> None:
+    """Raise UsageError where an option of adapters stands beside --full."""
+    given = [
+        f"--{name}"
+        for name in ("targets", "rank", "alpha", "rslora", "dropout")
+        if (source := ctx.get_parameter_source(name)) and source.name != "DEFAULT"
+    ]
+    if given:
+        raise UsageError(
+            f"{', '.join(given)} with --full, which trains every weight; expected one or the other"
+        )
 
 
 def _require_torch() -> None:
@@ -312,7 +335,7 @@ def _watching(steps: int) -> Iterator[Callable[[StepReport], None]]:
         yield watch
 
 
-def _report(outcome: Outcome, out: Path, model: str) -> None:
+def _report(outcome: Outcome, out: Path, model: str, full: bool) -> None:
     if outcome.resumed_at:
         typer.echo(f"resumed after step {outcome.resumed_at}")
     if not outcome.finished:
@@ -322,4 +345,5 @@ def _report(outcome: Outcome, out: Path, model: str) -> None:
         raise typer.Exit(INTERRUPTED)
     for name, value in outcome.measures.items():
         typer.echo(f"{name}: {value:.4f}")
-    typer.echo(f"wrote {out}; vetted: no; try it: aperto chat {model} --adapter {out}")
+    trial = str(out) if full else f"{model} --adapter {out}"
+    typer.echo(f"wrote {out}; vetted: no; try it: aperto chat {trial}")

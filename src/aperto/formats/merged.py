@@ -102,7 +102,7 @@ class Merged:
         before = tensor.to_float32()
         exact = before + self._change(changes[None])
         dtype = self._stored_as(name, tensor.dtype)
-        merged = Tensor(name, dtype, tensor.shape, _rounded(exact, dtype, name))
+        merged = Tensor(name, dtype, tensor.shape, rounded(exact, dtype, name))
         self._report(name, [(before, exact, merged.to_float32())])
         return merged
 
@@ -140,10 +140,11 @@ def _ratio(noise: float, signal: float) -> float:
     return math.sqrt(noise / signal) if signal else 0.0
 
 
-def _rounded(values: Float32, dtype: DType, name: str) -> NDArray[Any]:
+def rounded(values: Float32, dtype: DType, name: str) -> NDArray[Any]:
+    """float32 values in the type a dense tensor is stored in. Raises TensorError unless finite."""
     if dtype is DType.BF16:
         return float32_to_bf16(values)
-    rounded = values.astype(np.float16 if dtype is DType.F16 else np.float32)
-    if not np.isfinite(rounded).all():
+    narrow = values.astype(np.float16 if dtype is DType.F16 else np.float32)
+    if not np.isfinite(narrow).all():
         raise TensorError(f"{name}: the merged values are not finite in {dtype}; expected finite")
-    return rounded
+    return narrow
