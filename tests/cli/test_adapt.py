@@ -98,6 +98,16 @@ def test_full_training_writes_a_model(aperto, data, tmp_path):
     assert both.exit_code == 2 and "--rank with --full" in both.output
 
 
+def test_the_top_layers_alone(aperto, data, tmp_path):
+    out = tmp_path / "out"
+    result = aperto("adapt", "nano", str(data), "--out", str(out), *OPTIONS, "--fast", "2")
+    assert result.exit_code == 0, result.output
+    assert "through the layers below" in result.output
+    assert (out / "run" / "trunk.bin").stat().st_size > 0
+    wrong = aperto("adapt", "nano", str(data), "--out", str(out), *OPTIONS, "--fast", "99")
+    assert wrong.exit_code != 0 and "fast is 99; expected at most 6 layers" in wrong.output
+
+
 def test_no_targets(aperto, data, tmp_path):
     result = aperto("adapt", "nano", str(data), "--out", str(tmp_path / "out"), "--targets", " ,")
     assert result.exit_code == 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ class Batch:
     """Number of each token's example in its row, int64."""
     num_tokens: int
     """Tokens that are no padding."""
+    trunk: torch.Tensor | None = None
+    """Residual stream [B, T, H] before the first layer that is trained, where it is known."""
 
 
 def batch_of(rows: Sequence[Row], device: torch.device | str = "cpu") -> Batch:
@@ -75,6 +77,8 @@ class RowBatches:
         self._rows_per_batch = rows_per_batch
         self._seed = seed
         self._device = device
+        self.trunk_of: Callable[[Sequence[int]], torch.Tensor] | None = None
+        """Given rows' indices, their residual stream before the first layer that is trained."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -93,5 +97,8 @@ class RowBatches:
         """The batches of one step, in their order."""
         chosen = self.rows_of(step)
         for begin in range(0, len(chosen), self._rows_per_batch):
-            part = [self._rows[i] for i in chosen[begin : begin + self._rows_per_batch]]
-            yield batch_of(part, self._device)
+            part = chosen[begin : begin + self._rows_per_batch]
+            batch = batch_of([self._rows[i] for i in part], self._device)
+            if self.trunk_of is not None:
+                batch = dataclasses.replace(batch, trunk=self.trunk_of(part).to(self._device))
+            yield batch

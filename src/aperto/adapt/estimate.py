@@ -66,6 +66,7 @@ def estimate_memory(
     batch_tokens: int,
     value_bytes: int,
     optimiser: OptimiserName,
+    num_layers: int | None = None,
 ) -> MemoryEstimate:
     """Count the memory of fine-tuning.
 
@@ -76,6 +77,7 @@ def estimate_memory(
         batch_tokens: tokens that go through the model at once.
         value_bytes: of an activation, 2 or 4.
         optimiser: whose moments take 8 bytes a value, or 2.
+        num_layers: layers that a step computes; None: all.
     """
     hidden, inner = config.hidden_size, config.intermediate_size
     top_k = max(layer.experts_per_token for layer in config.layers)
@@ -84,12 +86,13 @@ def estimate_memory(
     # as much for their gradients; the residual stream and its sums are float32.
     expert_rows = top_k * (2 * hidden + 3 * inner)
     layer = batch_tokens * (2 * value_bytes * (attention + expert_rows) + 6 * 4 * hidden)
+    layers = config.num_layers if num_layers is None else num_layers
     moments = 8 if optimiser == "adamw" else 2
     return MemoryEstimate(
         (
             MemoryItem("weights", weights),
             MemoryItem("trained values, gradients and moments", trained * (8 + moments)),
-            MemoryItem("inputs of the layers", config.num_layers * batch_tokens * hidden * 4),
+            MemoryItem("inputs of the layers", layers * batch_tokens * hidden * 4),
             MemoryItem("one layer's activations", layer),
             MemoryItem("one decoded expert", value_bytes * hidden * 2 * inner),
             MemoryItem("logits", 3 * LOGIT_ROWS * config.vocab_size * 4),
@@ -98,27 +101,29 @@ def estimate_memory(
     )
 
 
-def step_seconds(model: GptOss, batches: Iterable[Batch]) -> float:
+def step_seconds(model: GptOss, batches: Iterable[Batch], first_layer: int = 0) -> float:
     """Seconds that one optimiser step over `batches` will take, from one layer and the head.
 
-    The second of two passes through the first layer counts; gradients it leaves are removed.
+    The second of two passes through the layer counts; gradients it leaves are removed. Layers
+    before `first_layer` are not computed in a step.
     """
     batches = list(batches)
-    layer_s = _layer_seconds(model, batches[0])
+    layer_s = layer_seconds(model, batches[0], first_layer)
     learnt = sum(int(batch.weights[:, 1:].count_nonzero()) for batch in batches)
     head_s = _head_seconds(model) * learnt / LOGIT_ROWS
     model.zero_grad(set_to_none=True)
-    return layer_s * len(model.layers) * len(batches) + head_s
+    return layer_s * (len(model.layers) - first_layer) * len(batches) + head_s
 
 
-def _layer_seconds(model: GptOss, batch: Batch) -> float:
+def layer_seconds(model: GptOss, batch: Batch, index: int) -> float:
+    """Seconds that one layer takes for one batch: forward, again, and backward."""
     cos, sin = rope_tables(model.config, positions_within(batch.segments))
-    first = first_seen(model.config.layers[0].window, batch.segments)
+    first = first_seen(model.config.layers[index].window, batch.segments)
     x = model.embedding(batch.token_ids).float().detach().requires_grad_()
 
     def run() -> None:
         inputs = (x, cos[:, None], sin[:, None], first, model.attend)
-        y: Tensor = checkpoint(model.layers[0], *inputs, use_reentrant=False)
+        y: Tensor = checkpoint(model.layers[index], *inputs, use_reentrant=False)
         y.square().mean().backward()
 
     return _second_time(run)

@@ -23,7 +23,12 @@ from aperto.adapt import lora, qat
 from aperto.adapt.attention import blocked_attend
 from aperto.adapt.batches import RowBatches, batch_of
 from aperto.adapt.data import Dataset
-from aperto.adapt.estimate import MemoryEstimate, estimate_memory, step_seconds
+from aperto.adapt.estimate import (
+    MemoryEstimate,
+    estimate_memory,
+    layer_seconds,
+    step_seconds,
+)
 from aperto.adapt.lora import LoraConfig
 from aperto.adapt.model import GptOss
 from aperto.adapt.optimiser import OptimiserName, make_optimiser
@@ -36,9 +41,11 @@ from aperto.adapt.train import (
     StepReport,
     TrainConfig,
     cross_entropy,
+    cross_entropy_from,
     fit,
     mean_loss,
 )
+from aperto.adapt.trunk import Trunk
 from aperto.errors import ConfigError, UsageError
 from aperto.formats.adapter import write_adapter
 from aperto.formats.checkpoint import TensorSource
@@ -86,6 +93,8 @@ class FinetuneConfig:
     """Of activations and of what is frozen; what is trained is float32."""
     qat: bool = False
     """Round trained experts to MXFP4 in every forward pass, as they will be stored."""
+    fast: int = 0
+    """Train this many layers from the top, the results of those below kept on disk; 0: all."""
     seed: int = 0
     """Of all that is drawn."""
 
@@ -94,6 +103,8 @@ class FinetuneConfig:
             raise ConfigError(f"epochs is {self.epochs}; expected a number above 0")
         if self.length < 2:
             raise ConfigError(f"length is {self.length}; expected 2 tokens or more")
+        if self.fast < 0:
+            raise ConfigError(f"fast is {self.fast}; expected a number of layers, or 0 for all")
         if not 0 <= self.warmup < 1:
             raise ConfigError(f"warmup is {self.warmup}; expected a share of 0 or more, below 1")
 
@@ -138,12 +149,20 @@ class Finetune:
         padding_id: int = 0,
         available_bytes: int | None = None,
     ) -> None:
-        if adapted is None and (config.dtype != "float32" or hottest):
+        if adapted is None and (config.dtype != "float32" or hottest or config.fast):
             raise ConfigError(
                 f"every weight is to be trained in {config.dtype}, {hottest} experts of each layer "
-                "chosen; expected float32 and none chosen"
+                f"chosen, fast {config.fast}; expected float32, none chosen, and 0"
             )
-        self._config, self._adapted, self._out, self._lineage = config, adapted, out, lineage
+        num_layers = source.config.num_layers
+        if config.fast > num_layers:
+            raise ConfigError(f"fast is {config.fast}; expected at most {num_layers} layers")
+        self._first = num_layers - config.fast if config.fast else 0
+        if adapted is not None and self._first:
+            adapted = dataclasses.replace(adapted, first_layer=self._first)
+        self._config, self._out, self._lineage = config, out, lineage
+        self.adapted = adapted
+        """What is adapted, with the experts that were chosen; None: every weight is trained."""
         self._source, self._licences = source, licences or {}
         self.rows = pack(dataset.train, config.length, padding_id=padding_id)
         self._held_out = pack(dataset.held_out, config.length, padding_id=padding_id)
@@ -178,8 +197,9 @@ class Finetune:
     def _adapt(self, adapted: LoraConfig, hottest: int) -> None:
         if hottest:
             rows = self.rows[: max(_ROUTING_TOKENS // self._config.length, 1)]
-            experts = hottest_experts(self.model, (batch_of([row]) for row in rows), hottest)
-            adapted = self._adapted = dataclasses.replace(adapted, experts=experts)
+            found = hottest_experts(self.model, (batch_of([row]) for row in rows), hottest)
+            experts = {layer: these for layer, these in found.items() if layer >= self._first}
+            adapted = self.adapted = dataclasses.replace(adapted, experts=experts)
         lora.attach(self.model, adapted, self._config.seed)
         if self._config.qat:
             qat.attach(self.model)
@@ -188,10 +208,11 @@ class Finetune:
     def memory(self) -> MemoryEstimate:
         """What the run takes at its highest."""
         infos = [self._source.info(name) for name in self._source.names()]
-        if self._adapted is None:
+        if self.adapted is None:
             weights, trained = 0, sum(math.prod(info.shape) for info in infos)
         else:
-            weights = sum(info.nbytes for info in infos)
+            below = tuple(f"layers.{index}." for index in range(self._first))
+            weights = sum(info.nbytes for info in infos if not info.name.startswith(below))
             trained = sum(p.numel() for p in self.trainable.values())
         return estimate_memory(
             self._source.config,
@@ -200,15 +221,38 @@ class Finetune:
             batch_tokens=self._config.rows_per_batch * self._config.length,
             value_bytes=getattr(torch, self._config.dtype).itemsize,
             optimiser=self._config.optimiser,
+            num_layers=self._source.config.num_layers - self._first,
         )
 
-    def step_seconds(self) -> float:
-        """What a step will take on this machine."""
-        return step_seconds(self.model, self.batches(0))
+    def seconds(self) -> float:
+        """What the run will take on this machine."""
+        model, first = self.model, self._first
+        total = step_seconds(model, self.batches(0), first) * self.steps
+        if first:  # of a layer's time about a third is its forward pass
+            row = batch_of(self.rows[:1])
+            total += layer_seconds(model, row, first) / 3 * first * len(self.rows)
+            model.zero_grad(set_to_none=True)
+        return total
 
-    def run(self, watch: Callable[[StepReport], None] | None = None) -> Outcome:
-        """Train, or go on. Raises what `fit` raises."""
+    def run(
+        self,
+        watch: Callable[[StepReport], None] | None = None,
+        watch_trunk: Callable[[int, int], None] | None = None,
+    ) -> Outcome:
+        """Train, or go on. Raises what `fit` raises.
+
+        Args:
+            watch: told of every step.
+            watch_trunk: told of every row that went through the layers that are not trained, and
+                of their number, where these are kept on disk.
+        """
         config = self._config
+        if self._first:
+            self.folder.begin()
+            dtype = getattr(torch, config.dtype)
+            trunk = Trunk(self.folder.path, self.model, self.rows, self._first, dtype)
+            trunk.fill(watch_trunk)
+            self.batches.trunk_of = trunk.of
         rise = int(config.warmup * self.steps)
         schedule = Schedule(
             steps=self.steps, peak=config.learning_rate, shape=config.schedule, warmup=rise
@@ -217,7 +261,7 @@ class Finetune:
             self.model,
             self.trainable,
             self.batches,
-            cross_entropy,
+            cross_entropy_from(self._first) if self._first else cross_entropy,
             make_optimiser(
                 config.optimiser, self.trainable.values(), weight_decay=config.weight_decay
             ),
@@ -243,11 +287,11 @@ class Finetune:
         lineage = self._lineage.then(f"adapted {base}: {step} of {self.steps} steps")
         with tempfile.TemporaryDirectory(prefix=".fresh.", dir=self._out) as made:
             fresh = Path(made) / "fresh"
-            if self._adapted is None:
+            if self.adapted is None:
                 trained = Retrained(self._source, self._values)
                 write_checkpoint(trained, fresh, "hf", lineage=lineage)
             else:
-                adapter = lora.to_adapter(self.model, self._adapted, base)
+                adapter = lora.to_adapter(self.model, self.adapted, base)
                 write_adapter(fresh, adapter, self.model.config)
                 (fresh / LINEAGE_FILE).write_text(lineage.to_json(), encoding="utf-8")
             for name, text in self._licences.items():
@@ -268,7 +312,7 @@ class Finetune:
             "data": _digest(self.rows),
             "threads": torch.get_num_threads(),
             **dataclasses.asdict(self._config),
-            **({"whole": True} if self._adapted is None else _settings_of(self._adapted)),
+            **({"whole": True} if self.adapted is None else _settings_of(self.adapted)),
         }
 
 

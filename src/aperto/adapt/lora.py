@@ -46,6 +46,8 @@ class LoraConfig:
 
     in_full: tuple[str, ...] = ()
     """Small tensors trained in full beside the changes: sinks, norms, biases."""
+    first_layer: int = 0
+    """Layers before this one are left as they are."""
 
     def __post_init__(self) -> None:
         if unknown := set(self.in_full) - IN_FULL.keys():
@@ -62,6 +64,8 @@ class LoraConfig:
             raise ConfigError(f"rank is {self.rank}; expected 1 or more")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout is {self.dropout}; expected 0 or more and less than 1")
+        if self.first_layer < 0:
+            raise ConfigError(f"first_layer is {self.first_layer}; expected 0 or more")
         if not math.isfinite(self.alpha):
             raise ConfigError(f"alpha is {self.alpha}; expected a number")
 
@@ -142,11 +146,20 @@ class LoraExperts(nn.Module):
 
 
 def attach(model: GptOss, config: LoraConfig, seed: int = 0) -> None:
-    """Freeze the model and add changes to it, in place. A depends on `seed` and the names alone."""
+    """Freeze the model and add changes to it, in place. A depends on `seed` and the names alone.
+
+    Raises ConfigError where the settings name experts or layers that are not there.
+    """
+    if config.first_layer >= len(model.layers):
+        raise ConfigError(
+            f"first_layer is {config.first_layer}; expected less than {len(model.layers)}"
+        )
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    _train_in_full(model, config.in_full)
+    _train_in_full(model, config)
     for index, layer in enumerate(model.layers):
+        if index < config.first_layer:
+            continue
         chosen = config.experts_of(index, model.config.layers[index].num_experts)
         for target in config.targets:
             part, _, name = target.partition(".")
@@ -164,11 +177,12 @@ def attach(model: GptOss, config: LoraConfig, seed: int = 0) -> None:
             change.a.copy_(drawn)
 
 
-def _train_in_full(model: GptOss, kinds: tuple[str, ...]) -> None:
-    """Put a float32 parameter of its own in place of each small tensor of these kinds."""
-    endings = tuple(IN_FULL[kind] for kind in kinds)
-    for name, parameter in list(model.named_parameters()) if kinds else ():
-        if not name.endswith(endings):
+def _train_in_full(model: GptOss, config: LoraConfig) -> None:
+    """Put a float32 parameter of its own in place of each small tensor that is trained."""
+    endings = tuple(IN_FULL[kind] for kind in config.in_full)
+    before = tuple(f"layers.{index}." for index in range(config.first_layer))
+    for name, parameter in list(model.named_parameters()) if endings else ():
+        if not name.endswith(endings) or name.startswith(before):
             continue
         module_name, _, own = name.rpartition(".")
         module = model.get_submodule(module_name)

@@ -284,10 +284,14 @@ class GptOss(nn.Module):
         """
         if segments is None:
             segments = torch.zeros_like(token_ids)
+        return self.through(widen(self.embedding(token_ids)), segments, range(len(self.layers)))
+
+    def through(self, x: Tensor, segments: Tensor, layers: range) -> Tensor:
+        """The residual stream x [B, T, H] after some layers, one after the other."""
         cos, sin = rope_tables(self.config, positions_within(segments))
         first = {w: first_seen(w, segments) for w in {c.window for c in self.config.layers}}
-        x: Tensor = widen(self.embedding(token_ids))
-        for layer, settings in zip(self.layers, self.config.layers, strict=True):
+        for index in layers:
+            layer, settings = self.layers[index], self.config.layers[index]
             inputs = (x, cos[:, None], sin[:, None], first[settings.window], self.attend)
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(layer, *inputs, use_reentrant=False)
@@ -303,7 +307,11 @@ class GptOss(nn.Module):
         `weights` [B, T] is each token's own, 0 where it is not learnt. Logits are made for `chunk`
         tokens at a time, and made again for their gradient, so that never all of them exist.
         """
-        rows = self.norm(self.hidden(token_ids, segments))[:, :-1].flatten(0, 1)
+        return self.loss_at(self.hidden(token_ids, segments), token_ids, weights, chunk)
+
+    def loss_at(self, x: Tensor, token_ids: Tensor, weights: Tensor, chunk: int = 64) -> Tensor:
+        """`loss`, given the residual stream x [B, T, H] after the last layer."""
+        rows = self.norm(x)[:, :-1].flatten(0, 1)
         targets, weight = token_ids[:, 1:].flatten(), weights[:, 1:].flatten().float()
         learnt = weight.nonzero().squeeze(-1)
         total = widen(rows.new_zeros(()))

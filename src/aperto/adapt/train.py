@@ -126,6 +126,18 @@ def cross_entropy(model: Any, batch: Batch) -> tuple[Tensor, float]:
     return loss, float(batch.weights[:, 1:].sum())
 
 
+def cross_entropy_from(first_layer: int) -> Objective:
+    """`cross_entropy`, from what the layers before `first_layer` gave; see `trunk`."""
+
+    def objective(model: Any, batch: Batch) -> tuple[Tensor, float]:
+        layers = range(first_layer, len(model.layers))
+        x = model.through(batch.trunk, batch.segments, layers)
+        loss = model.loss_at(x, batch.token_ids, batch.weights)
+        return loss, float(batch.weights[:, 1:].sum())
+
+    return objective
+
+
 def mean_loss(model: nn.Module, batches: Iterable[Batch], objective: Objective) -> float:
     """Mean loss over batches, nothing learnt."""
     total = weight = 0.0

@@ -127,6 +127,13 @@ def adapt(
             "--full", help="Train every weight, in float32, and write a model; for small models."
         ),
     ] = False,
+    fast: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Train this many layers from the top; what those below give is kept on disk.",
+        ),
+    ] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="Default: all cores.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn.")] = 0,
     dry_run: Annotated[
@@ -172,6 +179,7 @@ def adapt(
         evaluate_every=evaluate_every,
         dtype=(dtype or small).value,
         qat=qat,
+        fast=fast,
         seed=seed,
     )
     if full:
@@ -190,11 +198,11 @@ def adapt(
         available_bytes=before,
     )
     _announce(job, dataset)
-    typer.echo(f"time: about {duration(job.step_seconds() * job.steps)}")
+    typer.echo(f"time: about {duration(job.seconds())}")
     if dry_run:
         return
-    with _watching(job.steps) as watch:
-        outcome = job.run(watch)
+    with _watching(job.steps) as (watch, watch_trunk):
+        outcome = job.run(watch, watch_trunk)
     _report(outcome, out, model, full)
 
 
@@ -312,8 +320,10 @@ def _announce(job: Finetune, dataset: Dataset) -> None:
 
 
 @contextmanager
-def _watching(steps: int) -> Iterator[Callable[[StepReport], None]]:
-    """Show every step: a bar on a terminal, else a line every few seconds."""
+def _watching(
+    steps: int,
+) -> Iterator[tuple[Callable[[StepReport], None], Callable[[int, int], None]]]:
+    """Show every step, and rows before them: a bar on a terminal, else a line now and then."""
     shown, durations = -_LINE_EVERY_S, []
     with step_progress() as draw:
 
@@ -332,7 +342,15 @@ def _watching(steps: int) -> Iterator[Callable[[StepReport], None]]:
                 shown = now
                 typer.echo(f"step {report.step}/{steps}: {text}")
 
-        yield watch
+        def watch_trunk(done: int, rows: int) -> None:
+            nonlocal shown
+            draw(done, rows, "rows through the layers below")
+            now = time.monotonic()
+            if (now - shown >= _LINE_EVERY_S or done == rows) and not sys.stderr.isatty():
+                shown = now
+                typer.echo(f"row {done}/{rows} through the layers below")
+
+        yield watch, watch_trunk
 
 
 def _report(outcome: Outcome, out: Path, model: str, full: bool) -> None:
