@@ -7,6 +7,8 @@ import pytest
 import torch
 from tests.tiny import write_tiny
 
+from aperto.adapt import experts, finetune
+from aperto.adapt.attention import attend
 from aperto.adapt.batches import RowBatches
 from aperto.adapt.data import Dataset
 from aperto.adapt.estimate import estimate_memory
@@ -153,6 +155,30 @@ def test_what_cannot_fit_is_refused_before_it_is_read(stored, tmp_path, monkeypa
     bfloat16 = dataclasses.replace(CONFIG, dtype="bfloat16")
     with pytest.raises(ConfigError, match="expected float32"):
         whole(stored, tmp_path / "out", bfloat16)
+
+
+def test_the_plain_path_learns_what_the_blocked_one_does(stored, tmp_path, monkeypatch):
+    """Other devices run plain torch; here the CPU does, decoding included."""
+    blocked = job(stored, tmp_path / "a", dataclasses.replace(CONFIG, steps=3))
+    blocked.run()
+    monkeypatch.setattr(finetune, "attention_on", lambda name: attend)
+    monkeypatch.setattr(experts, "_decode_on_cpu", experts.decode_plain)
+    plain = job(stored, tmp_path / "b", dataclasses.replace(CONFIG, steps=3))
+    plain.run()
+    for name, parameter in blocked.trainable.items():
+        # Two orders of summation; AdamW divides by the gradient's size, so that the smallest
+        # gradients' last bits reach the parameters whole.
+        far = (parameter - plain.trainable[name]).abs().max()
+        assert far < 0.05 * CONFIG.learning_rate, name
+
+
+def test_a_device_that_is_not_there(stored, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(ConfigError, match=r"'cuda', which torch .* does not find here"):
+        job(stored, tmp_path / "a", dataclasses.replace(CONFIG, device="cuda"))
+    with pytest.raises(ConfigError, match="expected one of cpu, cuda, mps"):
+        job(stored, tmp_path / "a", dataclasses.replace(CONFIG, device="tpu"))
 
 
 def test_another_job_in_the_folder_is_refused(stored, tmp_path):

@@ -20,9 +20,9 @@ import torch
 from numpy.typing import NDArray
 
 from aperto.adapt import lora, qat
-from aperto.adapt.attention import blocked_attend
 from aperto.adapt.batches import RowBatches, batch_of
 from aperto.adapt.data import Dataset
+from aperto.adapt.device import attention_on, check_device
 from aperto.adapt.estimate import (
     MemoryEstimate,
     estimate_memory,
@@ -95,6 +95,8 @@ class FinetuneConfig:
     """Round trained experts to MXFP4 in every forward pass, as they will be stored."""
     fast: int = 0
     """Train this many layers from the top, the results of those below kept on disk; 0: all."""
+    device: str = "cpu"
+    """Where the twin computes: cpu, cuda or mps."""
     seed: int = 0
     """Of all that is drawn."""
 
@@ -160,6 +162,7 @@ class Finetune:
         self._first = num_layers - config.fast if config.fast else 0
         if adapted is not None and self._first:
             adapted = dataclasses.replace(adapted, first_layer=self._first)
+        check_device(config.device)
         self._config, self._out, self._lineage = config, out, lineage
         self.adapted = adapted
         """What is adapted, with the experts that were chosen; None: every weight is trained."""
@@ -171,6 +174,7 @@ class Finetune:
             rows_per_step=config.rows_per_step,
             rows_per_batch=config.rows_per_batch,
             seed=config.seed,
+            device=config.device,
         )
         self.steps = config.num_steps(self.batches.steps_per_epoch)
         if out.exists() and any(out.iterdir()) and not (out / RUN).is_dir():
@@ -184,7 +188,8 @@ class Finetune:
         self.model = GptOss.from_checkpoint(
             source, dtype=getattr(torch, config.dtype), packed=adapted is not None
         )
-        self.model.recompute, self.model.attend = True, blocked_attend
+        self.model.recompute, self.model.attend = True, attention_on(config.device)
+        self.model.to(config.device)
         if adapted is None:
             self.trainable: dict[str, torch.nn.Parameter] = dict(self.model.named_parameters())
             if config.qat:
@@ -197,12 +202,14 @@ class Finetune:
     def _adapt(self, adapted: LoraConfig, hottest: int) -> None:
         if hottest:
             rows = self.rows[: max(_ROUTING_TOKENS // self._config.length, 1)]
-            found = hottest_experts(self.model, (batch_of([row]) for row in rows), hottest)
+            batches = (batch_of([row], self._config.device) for row in rows)
+            found = hottest_experts(self.model, batches, hottest)
             experts = {layer: these for layer, these in found.items() if layer >= self._first}
             adapted = self.adapted = dataclasses.replace(adapted, experts=experts)
         lora.attach(self.model, adapted, self._config.seed)
         if self._config.qat:
             qat.attach(self.model)
+        self.model.to(self._config.device)
         self.trainable = lora.trainable(self.model)
 
     def memory(self) -> MemoryEstimate:
@@ -229,7 +236,7 @@ class Finetune:
         model, first = self.model, self._first
         total = step_seconds(model, self.batches(0), first) * self.steps
         if first:  # of a layer's time about a third is its forward pass
-            row = batch_of(self.rows[:1])
+            row = batch_of(self.rows[:1], self._config.device)
             total += layer_seconds(model, row, first) / 3 * first * len(self.rows)
             model.zero_grad(set_to_none=True)
         return total
@@ -278,7 +285,7 @@ class Finetune:
         )
 
     def _evaluate(self) -> dict[str, float]:
-        batches = (batch_of([row]) for row in self._held_out)
+        batches = (batch_of([row], self._config.device) for row in self._held_out)
         return {"eval_loss": mean_loss(self.model, batches, cross_entropy)}
 
     def _publish(self, step: int) -> None:

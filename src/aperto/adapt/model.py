@@ -80,8 +80,9 @@ def rope_frequencies(rope: RopeConfig, head_dim: int) -> tuple[Tensor, float]:
 def rope_tables(config: ModelConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
     """Cosines and sines [..., D/2] in float32 for integer `positions` [...]."""
     frequencies, concentration = rope_frequencies(config.rope, config.head_dim)
-    angles = positions.double()[..., None] * frequencies.to(positions.device)
-    return (angles.cos() * concentration).float(), (angles.sin() * concentration).float()
+    angles = positions.cpu().double()[..., None] * frequencies  # not every device has float64
+    cos, sin = ((t * concentration).float() for t in (angles.cos(), angles.sin()))
+    return cos.to(positions.device), sin.to(positions.device)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -93,10 +93,10 @@ class Trunk:
         return np.uint16 if self._dtype is torch.bfloat16 else np.float32
 
     def _computed(self, index: int) -> Tensor:
-        batch = batch_of([self._rows[index]])
+        batch = batch_of([self._rows[index]], self._model.embedding.weight.device)
         with torch.inference_mode():
             x = widen(self._model.embedding(batch.token_ids))
-            return self._model.through(x, batch.segments, range(self._first)).to(self._dtype)
+            return self._model.through(x, batch.segments, range(self._first)).to("cpu", self._dtype)
 
     def _identity(self) -> Mapping[str, Any]:
         return {"shape": list(self._shape), "dtype": str(self._dtype), "first_layer": self._first}

@@ -55,6 +55,14 @@ class DtypeChoice(StrEnum):
     BFLOAT16 = "bfloat16"
 
 
+class DeviceChoice(StrEnum):
+    """Where training computes."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+    MPS = "mps"
+
+
 class TooLongChoice(StrEnum):
     """What is done with conversations that do not fit a row."""
 
@@ -134,6 +142,9 @@ def adapt(
             help="Train this many layers from the top; what those below give is kept on disk.",
         ),
     ] = 0,
+    device: Annotated[
+        DeviceChoice, typer.Option(help="Where to compute; a GPU as torch names it.")
+    ] = DeviceChoice.CPU,
     threads: Annotated[int | None, typer.Option(min=1, help="Default: all cores.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn.")] = 0,
     dry_run: Annotated[
@@ -150,11 +161,11 @@ def adapt(
     """
     settings_of(ctx, log_level)
     _require_torch()
+    from aperto.adapt.device import check_device, free_memory
     from aperto.adapt.finetune import Finetune, FinetuneConfig, use_threads
     from aperto.formats import open_checkpoint, quantize_experts
     from aperto.formats.hub import resolve_model
     from aperto.formats.licence import licences
-    from aperto.machine import available_bytes
     from aperto.tokenizer import Tokenizer
 
     if threads is not None:
@@ -180,12 +191,14 @@ def adapt(
         dtype=(dtype or small).value,
         qat=qat,
         fast=fast,
+        device=device.value,
         seed=seed,
     )
     if full:
         _refuse_with_full(ctx)
     adapted, hottest = (None, 0) if full else _lora(targets, rank, alpha, rslora, dropout)
-    before = available_bytes()
+    check_device(device.value)
+    before = free_memory(device.value)
     job = Finetune(
         quantize_experts(checkpoint),
         dataset,
