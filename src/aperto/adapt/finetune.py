@@ -29,6 +29,7 @@ from aperto.adapt.estimate import (
     layer_seconds,
     step_seconds,
 )
+from aperto.adapt.figures import write_figures
 from aperto.adapt.lora import LoraConfig
 from aperto.adapt.model import GptOss
 from aperto.adapt.optimiser import OptimiserName, make_optimiser
@@ -306,6 +307,7 @@ class Finetune:
             for file in sorted(fresh.iterdir()):
                 sync_file(file)
                 file.replace(self._out / file.name)
+        write_figures(self.folder.path)
 
     def _values(self, name: str) -> NDArray[np.float32]:
         return self.trainable[name].detach().float().cpu().numpy()
