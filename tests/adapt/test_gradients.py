@@ -21,17 +21,18 @@ from aperto.adapt.model import GptOss, combine, swiglu  # noqa: E402
 from aperto.formats import open_checkpoint  # noqa: E402
 from aperto.formats.names import all_names  # noqa: E402
 
-# Ordinary tokens: transformers gives the embedding of its padding token no gradient.
-IDS = torch.tensor([np.random.default_rng(5).integers(0, 256, 40).tolist()])
+# Without token 0: transformers gives the embedding of its padding token no gradient. Long enough
+# for windows to be cut into blocks.
+IDS = torch.tensor([np.random.default_rng(5).integers(1, 384, 80).tolist()])
 SHAPES = {
     "windows and clamps": {"windows": (8, 0), "swiglu_limit": 1.5},
     "top 4 of 8, all heads": {"windows": (4, 0), "experts": 8, "top_k": 4, "kv_heads": 4},
     "past the original context": {"windows": (0, 8), "original_context": 16, "beta_fast": 2.0},
 }
 
-# Our float32 gradients and theirs are two roundings of the float64 ones, through the same steps:
-# independent, so the largest of some 10^5 deviates is about 4.4 deviations, give or take a fifth, in
-# both, and how often a term of a sum is rounded differs by less than 2 in its root: 2 * 1.2 / 0.8.
+# Our float32 gradients and theirs are two independent roundings of the float64 ones through the
+# same steps. The largest of some 10^5 deviates is 4.4 deviations, give or take a fifth, in both;
+# how often a term of a sum is rounded differs by less than 2 in its root: 2 * 1.2 / 0.8.
 MULTIPLE = 3.0
 
 
