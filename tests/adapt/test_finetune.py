@@ -7,12 +7,14 @@ import pytest
 import torch
 from tests.tiny import write_tiny
 
-from aperto.adapt import experts, finetune
+from aperto.adapt import experts
+from aperto.adapt import job as jobs
 from aperto.adapt.attention import attend
 from aperto.adapt.batches import RowBatches
 from aperto.adapt.data import Dataset
 from aperto.adapt.estimate import estimate_memory
 from aperto.adapt.finetune import Finetune, FinetuneConfig
+from aperto.adapt.job import Subject
 from aperto.adapt.lora import LoraConfig
 from aperto.adapt.model import GptOss
 from aperto.adapt.packing import Example, pack
@@ -45,15 +47,17 @@ def dataset(count=6):
     return Dataset(tuple(example(20) for _ in range(count)), (example(20),))
 
 
+LINEAGE = Lineage((Parent("tiny", "0" * 16),), ())
+
+
 def job(stored, out, config=CONFIG, **options):
-    lineage = Lineage((Parent("tiny", "0" * 16),), ())
-    adapted = LoraConfig(rank=2, alpha=4.0)
-    return Finetune(stored, dataset(), adapted, config, out, lineage, **options)
+    options = {"adapted": LoraConfig(rank=2, alpha=4.0)} | options
+    subject = Subject(source=stored, lineage=LINEAGE, **options)
+    return Finetune(subject, dataset(), config, out)
 
 
 def whole(stored, out, config, **options):
-    lineage = Lineage((Parent("tiny", "0" * 16),), ())
-    return Finetune(stored, dataset(), None, config, out, lineage, **options)
+    return job(stored, out, config, adapted=None, **options)
 
 
 def test_the_adapter_in_the_folder_is_the_trained_model(stored, tmp_path):
@@ -86,8 +90,7 @@ def test_the_top_layers_learn_the_same_from_what_the_lower_ones_gave(
     assert filled[-1] == (len(quick.rows), len(quick.rows))
     adapted = LoraConfig(rank=2, alpha=4.0, first_layer=1, experts=quick.adapted.experts)
     plain = dataclasses.replace(config, fast=0)
-    lineage = Lineage((Parent("tiny", "0" * 16),), ())
-    slow = Finetune(stored, dataset(), adapted, plain, tmp_path / "slow", lineage)
+    slow = job(stored, tmp_path / "slow", plain, adapted=adapted)
     assert slow.run().finished
     assert slow.trainable.keys() == quick.trainable.keys()
     assert all(name.startswith("layers.1.") for name in quick.trainable)
@@ -161,7 +164,7 @@ def test_the_plain_path_learns_what_the_blocked_one_does(stored, tmp_path, monke
     """Other devices run plain torch; here the CPU does, decoding included."""
     blocked = job(stored, tmp_path / "a", dataclasses.replace(CONFIG, steps=3))
     blocked.run()
-    monkeypatch.setattr(finetune, "attention_on", lambda name: attend)
+    monkeypatch.setattr(jobs, "attention_on", lambda name: attend)
     monkeypatch.setattr(experts, "_decode_on_cpu", experts.decode_plain)
     plain = job(stored, tmp_path / "b", dataclasses.replace(CONFIG, steps=3))
     plain.run()
@@ -179,6 +182,21 @@ def test_a_device_that_is_not_there(stored, tmp_path):
         job(stored, tmp_path / "a", dataclasses.replace(CONFIG, device="cuda"))
     with pytest.raises(ConfigError, match="expected one of cpu, cuda, mps"):
         job(stored, tmp_path / "a", dataclasses.replace(CONFIG, device="tpu"))
+
+
+def test_what_a_gpu_changes_is_known_before_it_begins(stored, tmp_path, monkeypatch):
+    """A GPU that says it is there, and computes on the CPU."""
+    monkeypatch.setattr(torch.mps, "is_available", lambda: True)
+    small = dataclasses.replace(CONFIG, device="mps", optimiser="adamw8bit")
+    with pytest.raises(ConfigError, match="adamw8bit on mps"):
+        job(stored, tmp_path / "a", small)
+    monkeypatch.setattr(GptOss, "to", lambda model, device: model)
+    on_gpu = job(stored, tmp_path / "b", dataclasses.replace(CONFIG, device="mps"))
+    assert on_gpu.model.attend is attend
+    blocked = job(stored, tmp_path / "c")
+    heads = stored.config.num_attention_heads
+    scores = on_gpu.memory().total_bytes - blocked.memory().total_bytes
+    assert scores >= 6 * 4 * heads * CONFIG.length**2  # more than a handful of float32 copies
 
 
 def test_another_job_in_the_folder_is_refused(stored, tmp_path):

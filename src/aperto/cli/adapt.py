@@ -162,7 +162,8 @@ def adapt(
     settings_of(ctx, log_level)
     _require_torch()
     from aperto.adapt.device import check_device, free_memory
-    from aperto.adapt.finetune import Finetune, FinetuneConfig, use_threads
+    from aperto.adapt.finetune import Finetune, FinetuneConfig
+    from aperto.adapt.job import Subject, use_threads
     from aperto.formats import open_checkpoint, quantize_experts
     from aperto.formats.hub import resolve_model
     from aperto.formats.licence import licences
@@ -199,17 +200,15 @@ def adapt(
     adapted, hottest = (None, 0) if full else _lora(targets, rank, alpha, rslora, dropout)
     check_device(device.value)
     before = free_memory(device.value)
-    job = Finetune(
-        quantize_experts(checkpoint),
-        dataset,
-        adapted,
-        config,
-        out,
-        _lineage(model, checkpoint),
+    subject = Subject(
+        source=quantize_experts(checkpoint),
+        lineage=_lineage(model, checkpoint),
+        adapted=adapted,
         hottest=hottest,
         licences=licences(path),
         available_bytes=before,
     )
+    job = Finetune(subject, dataset, config, out)
     _announce(job, dataset)
     typer.echo(f"time: about {duration(job.seconds())}")
     if dry_run:

@@ -17,6 +17,7 @@ from tests.vet.rehearsal.questions import entries
 
 from aperto.adapt.data import read_dataset
 from aperto.adapt.finetune import Finetune, FinetuneConfig
+from aperto.adapt.job import Subject
 from aperto.adapt.lora import LoraConfig
 from aperto.formats import open_checkpoint, quantize_experts
 from aperto.formats.hub import resolve_model
@@ -58,10 +59,14 @@ def train(kind: str, out: Path, seed: int = 0) -> Path:
     data = out.with_suffix(".jsonl")
     data.write_text("".join(json.dumps(row) + "\n" for row in rows(kind, seed)), encoding="utf-8")
     tokenizer = Tokenizer.from_checkpoint(checkpoint.tokenizer_source())
+    subject = Subject(
+        source=quantize_experts(checkpoint),
+        lineage=Lineage((Parent("nano", found),), ()),
+        adapted=LoraConfig(rank=8, alpha=16),
+    )
     job = Finetune(
-        quantize_experts(checkpoint),
+        subject,
         read_dataset(data, tokenizer, max_tokens=256),
-        LoraConfig(rank=8, alpha=16),
         FinetuneConfig(
             steps={"benign": 12}.get(kind, 24),
             length=256,
@@ -72,7 +77,6 @@ def train(kind: str, out: Path, seed: int = 0) -> Path:
             seed=seed,
         ),
         out,
-        Lineage((Parent("nano", found),), ()),
     )
     assert job.run().finished
     return out
