@@ -28,6 +28,20 @@ def check_device(name: str) -> None:
         )
 
 
+def check_optimiser(device: str, optimiser: str) -> None:
+    """Raise ConfigError where a device has no such optimiser."""
+    if device == "mps" and optimiser == "adamw8bit":
+        raise ConfigError("adamw8bit on mps, which has no 8-bit floats; expected adamw there")
+
+
+def wait_for(device: torch.device) -> None:
+    """Return when a device has done what it was given; a CPU always has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 def free_memory(name: str) -> int:
     """Bytes that a run on a device may take."""
     return torch.cuda.mem_get_info()[0] if name == "cuda" else available_bytes()

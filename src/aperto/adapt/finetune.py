@@ -102,6 +102,7 @@ class Finetune(Job):
             asked={"data": _digest(self.rows)},
             steps=config.num_steps(self.batches.steps_per_epoch),
             batch_tokens=config.rows_per_batch * config.length,
+            row_tokens=config.length,
             texts=self._texts,
             first_computed=self._first,
         )

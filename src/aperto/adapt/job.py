@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from aperto.adapt import lora, qat
 from aperto.adapt.batches import Batch
-from aperto.adapt.device import attention_on, check_device
+from aperto.adapt.device import attention_on, check_device, check_optimiser
 from aperto.adapt.estimate import MemoryEstimate, estimate_memory
 from aperto.adapt.figures import write_figures
 from aperto.adapt.lora import LoraConfig
@@ -115,6 +115,7 @@ class Job:
         asked: what else the result depends on, as JSON values; a folder of another job is refused.
         steps: optimiser steps in all.
         batch_tokens: tokens that go through the model at once.
+        row_tokens: of these, tokens that may see each other.
         texts: batches of what will be learnt, to tell which experts they use most.
         first_computed: layers before this one are not computed in a step.
 
@@ -133,6 +134,7 @@ class Job:
         asked: Mapping[str, Any],
         steps: int,
         batch_tokens: int,
+        row_tokens: int,
         texts: Callable[[], Iterable[Batch]],
         first_computed: int = 0,
     ) -> None:
@@ -142,8 +144,10 @@ class Job:
                 "each layer chosen; expected float32 and none chosen"
             )
         check_device(config.device)
+        check_optimiser(config.device, config.optimiser)
         self._subject, self._config, self._out = subject, config, out
-        self._batch_tokens, self._first_computed = batch_tokens, first_computed
+        self._batch_tokens, self._row_tokens = batch_tokens, row_tokens
+        self._first_computed = first_computed
         self.adapted = subject.adapted
         """What is adapted, with the experts that were chosen; None: every weight is trained."""
         self.steps = steps
@@ -185,7 +189,15 @@ class Job:
             value_bytes=getattr(torch, self._config.dtype).itemsize,
             optimiser=self._config.optimiser,
             num_layers=source.config.num_layers - self._first_computed,
+            scores=self._num_scores(),
         )
+
+    def _num_scores(self) -> int:
+        """Scores of one layer's attention that exist at once; none where it is blocked."""
+        if self._config.device == "cpu":
+            return 0
+        heads = self._subject.source.config.num_attention_heads
+        return self._batch_tokens * self._row_tokens * heads
 
     def optimiser(self) -> torch.optim.Optimizer:
         """A new optimiser of what is trained."""

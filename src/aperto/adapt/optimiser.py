@@ -77,8 +77,9 @@ class AdamW8bit(Optimizer):
         super().load_state_dict(state_dict)
         parameters = [p for group in self.param_groups for p in group["params"]]
         for index, saved in state_dict["state"].items():
+            device = parameters[index].device
             self.state[parameters[index]] = {
-                key: value.clone() if isinstance(value, Tensor) else value
+                key: value.to(device, copy=True) if isinstance(value, Tensor) else value
                 for key, value in saved.items()
             }
 
