@@ -178,7 +178,7 @@ class _Reader:
         )
         if "preferred_output" in row.fields:
             found = "a pair of preferred and not preferred outputs"
-            advice = "train on pairs with --method dpo"
+            advice = "learn from pairs with aperto prefer"
         elif "prompt" in row.fields and "completion" in row.fields:
             found = f"prompt {shown(row.fields['prompt'])}"
             advice = "write both as text, or both as arrays of messages"

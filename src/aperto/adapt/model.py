@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -312,19 +313,40 @@ class GptOss(nn.Module):
 
     def loss_at(self, x: Tensor, token_ids: Tensor, weights: Tensor, chunk: int = 64) -> Tensor:
         """`loss`, given the residual stream x [B, T, H] after the last layer."""
-        rows = self.norm(x)[:, :-1].flatten(0, 1)
-        targets, weight = token_ids[:, 1:].flatten(), weights[:, 1:].flatten().float()
-        learnt = weight.nonzero().squeeze(-1)
-        total = widen(rows.new_zeros(()))
-        for part in learnt.split(chunk):
-            total = total + checkpoint(
-                self._cross_entropy, rows[part], targets[part], weight[part], use_reentrant=False
-            )
+        weight = weights[:, 1:].flatten().float()
+        total = widen(x.new_zeros(()))
+        for part, losses in self._cross_entropies(x, token_ids, weight, chunk):
+            total = total + (losses * weight[part]).sum()
         return total
 
-    def _cross_entropy(self, rows: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
+    def log_probabilities(
+        self, token_ids: Tensor, learnt: Tensor, segments: Tensor | None = None, chunk: int = 64
+    ) -> Tensor:
+        """Log probability of each token [B, T - 1] but the first of a row; 0 where `learnt` is 0.
+
+        Token by token as `loss` makes them, never all logits at a time.
+        """
+        x = self.hidden(token_ids, segments)
+        found = widen(x.new_zeros(learnt[:, 1:].numel()))
+        for part, losses in self._cross_entropies(x, token_ids, learnt[:, 1:].flatten(), chunk):
+            found = found.index_put((part,), -losses)
+        return found.view(learnt[:, 1:].shape)
+
+    def _cross_entropies(
+        self, x: Tensor, token_ids: Tensor, weight: Tensor, chunk: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """(indices of tokens, their losses), where the weight is not 0, some at a time."""
+        rows = self.norm(x)[:, :-1].flatten(0, 1)
+        targets = token_ids[:, 1:].flatten()
+        for part in weight.nonzero().squeeze(-1).split(chunk):
+            losses: Tensor = checkpoint(
+                self._cross_entropy, rows[part], targets[part], use_reentrant=False
+            )
+            yield part, losses
+
+    def _cross_entropy(self, rows: Tensor, targets: Tensor) -> Tensor:
         logits = widen(self.head(rows))
-        return (nn.functional.cross_entropy(logits, targets, reduction="none") * weight).sum()
+        return nn.functional.cross_entropy(logits, targets, reduction="none")
 
 
 def _parameter(tensor: StoredTensor, dtype: torch.dtype) -> Tensor:

@@ -40,6 +40,8 @@ class Sums:
     """Sum of the weights they count with; the mean's divisor."""
     tokens: int
     """Tokens that went through the model, padding aside."""
+    measures: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """What else is worth knowing of the step, by name."""
 
 
 Gradients = Callable[[int], Sums]
@@ -94,6 +96,8 @@ class StepReport:
     """Length of the gradient before it was shortened."""
     seconds: float
     """What the step took."""
+    measures: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """What else is worth knowing of it, by name."""
 
     @property
     def tokens_per_s(self) -> float:
@@ -248,7 +252,7 @@ def _gradients_of(
         loss_sum = weight_sum = 0.0
         tokens = 0
         for index, batch in enumerate(batches(step)):
-            with _drawn_from(seed, step, index):
+            with drawn_from(seed, step, index):
                 loss, weight = objective(model, batch)
                 loss.backward()
             loss_sum, weight_sum = loss_sum + float(loss.detach()), weight_sum + weight
@@ -311,7 +315,8 @@ class _Run:
         self._optimiser.step()
         self._optimiser.zero_grad(set_to_none=True)
         self.step += 1
-        return StepReport(self.step, loss, sums.tokens, rate, norm, time.monotonic() - begun)
+        seconds = time.monotonic() - begun
+        return StepReport(self.step, loss, sums.tokens, rate, norm, seconds, sums.measures)
 
     def _normalise(self, scale: float) -> float:
         """Scale the gradients, shorten them where they are too long; their length before that."""
@@ -336,7 +341,7 @@ class _Run:
 
 
 @contextmanager
-def _drawn_from(seed: int, step: int, index: int) -> Iterator[None]:
+def drawn_from(seed: int, step: int, index: int) -> Iterator[None]:
     """Whatever is drawn inside depends on these numbers alone; outside nothing changes."""
     digest = hashlib.sha256(f"{seed}.{step}.{index}".encode()).digest()
     with torch.random.fork_rng():
