@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -211,6 +212,20 @@ def changes(model: GptOss) -> Iterator[tuple[str, Change]]:
                 for expert, change in module.changes.items():
                     assert isinstance(change, Change)
                     yield expert_key(tensor, int(expert)), change
+
+
+@contextmanager
+def without_changes(model: GptOss) -> Iterator[None]:
+    """The base model, inside; small tensors that are trained in full stay as they are."""
+    found = [change for _, change in changes(model)]
+    scalings = [change.scaling for change in found]
+    for change in found:
+        change.scaling = 0.0
+    try:
+        yield
+    finally:
+        for change, scaling in zip(found, scalings, strict=True):
+            change.scaling = scaling
 
 
 def trainable(model: GptOss) -> dict[str, nn.Parameter]:

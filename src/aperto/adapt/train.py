@@ -304,7 +304,12 @@ class _Run:
     def take_step(self) -> StepReport:
         """One update. Raises TrainingError before it where a number is none."""
         begun = time.monotonic()
-        sums = self._gradients(self.step)
+        try:
+            sums = self._gradients(self.step)
+        except TrainingError:  # whoever makes the gradients gives up: what was reached is kept
+            self._optimiser.zero_grad(set_to_none=True)
+            self.save(None)
+            raise
         scale = 1 / sums.weight if sums.weight else 1.0
         norm, loss = self._normalise(scale), sums.loss * scale
         if not (math.isfinite(loss) and math.isfinite(norm)):
