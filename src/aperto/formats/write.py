@@ -28,6 +28,8 @@ from aperto.formats.disk import require_free, sync_file
 from aperto.formats.ggufmeta import gguf_metadata
 from aperto.formats.ggufmodel import to_gguf_nibbles
 from aperto.formats.hf import INDEX, SINGLE
+from aperto.formats.licence import FILES as LICENCES
+from aperto.formats.licence import licences
 from aperto.formats.lineage import FILE as LINEAGE
 from aperto.formats.lineage import GGUF_KEY, Lineage
 from aperto.formats.names import Names, all_names, is_expert_weight, is_gate_up, is_matrix
@@ -40,8 +42,7 @@ _CARRIED = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
-    "LICENSE",
-    "NOTICE",
+    *LICENCES,
 )
 _CHUNK_ELEMENTS = 1 << 20  # converted at a time, in whole rows: under 32 MiB of temporaries
 _EXAMINED_ELEMENTS = 1 << 20  # float32 tensors up to this size are stored as BF16 if that is exact
@@ -81,7 +82,8 @@ def write_checkpoint(
     Types are kept unless the layout has no room for them: Q8_0 becomes float32 in safetensors, and
     small tensors become float32 in GGUF, both exactly. `dense` converts embedding, head and
     attention matrices: BF16, F16 or F32, and Q8_0 for GGUF. `tokenizer_from` replaces the source's
-    vocabulary. `lineage` says how it was made; by default it is the source's own.
+    vocabulary. `lineage` says how it was made; by default it is the source's own. What has one
+    carries LICENSE and NOTICE: of the folder of the source's vocabulary, or the package's own.
     Nothing appears under `path` until all of it is written.
     Raises UsageError if `path` exists or the request makes no sense, UnsupportedError for plain
     experts in the original layout (quantise them first), DiskSpaceError before anything is written.
@@ -356,6 +358,7 @@ def _write_gguf(
     metadata = gguf_metadata(source, tokenizer, {piece.kind for piece in pieces}, path.stem)
     if lineage is not None:
         metadata[GGUF_KEY] = lineage.to_json()
+        metadata |= {f"aperto.{k.lower()}": text for k, text in _licences(source).items()}
     table = {piece.name: (gguf.TYPE_IDS[DType(piece.kind)], piece.shape) for piece in pieces}
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
     partial = Path(name)
@@ -396,6 +399,8 @@ def _write_folder(
         _write_tokenizer(source, partial, tokenizer)
         if lineage is not None:
             (partial / LINEAGE).write_text(lineage.to_json(), encoding="utf-8")
+            for name, text in _licences(source).items():
+                (partial / name).write_text(text, encoding="utf-8")
         for name in names:
             sync_file(partial / name)
         partial.chmod(0o755)
@@ -403,6 +408,12 @@ def _write_folder(
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _licences(source: TensorSource) -> dict[str, str]:
+    """The texts that go with what is derived from a model."""
+    file = source.tokenizer_source().path
+    return licences(file.parent if file else None)
 
 
 def _shards(pieces: list[_Piece], limit: int) -> list[list[_Piece]]:
