@@ -149,6 +149,38 @@ def test_a_folder_with_its_own_held_out_files(tmp_path):
     write(tmp_path / "eval.jsonl", {"prompt": "c", "completion": "d"})
     found = read_dataset(tmp_path, TOKENIZER)
     assert (len(found.train), len(found.held_out)) == (1, 1)
+    assert found.notes == ("held out by name, only evaluated: eval.jsonl",)
+
+
+@pytest.mark.parametrize(
+    ("name", "held_out"),
+    [
+        ("test-plan.md", False),
+        ("dev_guide.txt", False),
+        ("unit-test/a.md", False),
+        ("test/a.md", True),
+        ("eval.txt", True),
+        ("Test.md", True),
+        ("train/test/a.md", True),
+        ("test/train/a.md", False),
+        ("test-00000-of-00001.jsonl", True),
+        ("desk_eval.jsonl", True),
+        ("latest.jsonl", False),
+        ("validation/rows.jsonl", True),
+    ],
+)
+def test_names_that_hold_files_out(tmp_path, name, held_out):
+    """A document about tests is learnt; only a text called so, or in a folder so called, is not."""
+    write(tmp_path / "rows.jsonl", {"text": "what is always learnt"})
+    file = tmp_path / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.suffix == ".jsonl":
+        write(file, {"text": "a document"})
+    else:
+        file.write_text("a document")
+    found = read_dataset(tmp_path, TOKENIZER)
+    assert (len(found.train), len(found.held_out)) == ((1, 1) if held_out else (2, 0))
+    assert bool(found.notes) == held_out
 
 
 def test_parquet_and_arrow(tmp_path):

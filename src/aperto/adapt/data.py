@@ -17,7 +17,14 @@ import numpy as np
 
 from aperto.adapt.chat_rows import ChatReader
 from aperto.adapt.packing import PADDING, Example, Row, pack
-from aperto.adapt.raw_rows import Problems, RawRow, data_files, read_rows, shown
+from aperto.adapt.raw_rows import (
+    Problems,
+    RawRow,
+    data_files,
+    held_out_note,
+    read_rows,
+    shown,
+)
 from aperto.adapt.turns import said_as_seen
 from aperto.errors import DataError
 from aperto.harmony import Conversation, Effort, Role, render_for_training
@@ -66,7 +73,7 @@ def read_dataset(
 
     Args:
         path: JSONL, text, Parquet or Arrow; or a folder of them, whose files named eval,
-            validation, dev or test are held out.
+            validation, dev or test are held out (see `data_files`), which `notes` say.
         tokenizer: the model's.
         max_tokens: longest example; longer plain text is cut into several.
         effort: reasoning effort of conversations that name none.
@@ -87,7 +94,8 @@ def read_dataset(
     reader.finish(str(path), train)
     if not held_out_files and held_out:
         train, aside = _split(train, held_out, seed)
-    return Dataset(tuple(train), tuple(aside), tuple(reader.notes))
+    notes = (*held_out_note(held_out_files), *reader.notes)
+    return Dataset(tuple(train), tuple(aside), notes)
 
 
 def read_examples(

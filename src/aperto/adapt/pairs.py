@@ -19,7 +19,7 @@ import numpy as np
 
 from aperto.adapt.chat_rows import ChatReader
 from aperto.adapt.packing import Example
-from aperto.adapt.raw_rows import Problems, RawRow, data_files, read_rows
+from aperto.adapt.raw_rows import Problems, RawRow, data_files, held_out_note, read_rows
 from aperto.errors import DataError
 from aperto.harmony import Conversation, Effort, Message, Role, render_for_training
 from aperto.registry import digests
@@ -96,7 +96,7 @@ def read_pairs(
         f"{field}: has a value in {count} rows and no effect"
         for field, count in sorted(reader.chat.unused.items())
     )
-    return PairSet(tuple(train), tuple(aside), notes)
+    return PairSet(tuple(train), tuple(aside), (*held_out_note(held_out_files), *notes))
 
 
 class _PairReader:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ LINES_SUFFIXES = (".jsonl", ".ndjson", ".json")
 TABLE_SUFFIXES = (".parquet", ".arrow", ".feather")
 SUFFIXES = (*TEXT_SUFFIXES, *LINES_SUFFIXES, *TABLE_SUFFIXES)
 
-_HELD_OUT = re.compile(r"(?:^|[-_.])(?:eval|validation|valid|val|dev|test)(?=$|[-_.])")
+_HELD_OUT_WORDS = frozenset({"eval", "validation", "valid", "val", "dev", "test"})
+_HELD_OUT = re.compile(rf"(?:^|[-_.])(?:{'|'.join(sorted(_HELD_OUT_WORDS))})(?=$|[-_.])")
 _TRAIN = re.compile(r"(?:^|[-_.])train(?=$|[-_.])")
 _BATCH = 1024
 
@@ -70,8 +71,9 @@ def shown(value: Any) -> str:
 def data_files(path: Path) -> tuple[list[Path], list[Path]]:
     """The files of a data set: those to learn from, and those it holds out.
 
-    A folder's held-out files are those whose name, or whose folder's, begins or ends with eval,
-    validation, valid, val, dev or test.
+    A folder's held-out files are those whose name, or whose folder's, has eval, validation, valid,
+    val, dev or test among its parts ("test-00000-of-00001.parquet"). A text is held out only where
+    that is its whole name, or its folder's: "test-plan.md" is a document as any other.
 
     Raises:
         DataError: there are none, or it is a file of another kind.
@@ -101,6 +103,15 @@ def data_files(path: Path) -> tuple[list[Path], list[Path]]:
     return learnt, held_out
 
 
+def held_out_note(files: Sequence[Path]) -> tuple[str, ...]:
+    """What is to be said of files that are held out because of their names; nothing if none are."""
+    if not files:
+        return ()
+    names = ", ".join(file.name for file in files[:5])
+    more = f" and {len(files) - 5} more" if len(files) > 5 else ""
+    return (f"held out by name, only evaluated: {names}{more}",)
+
+
 def _is_data(file: Path) -> bool:
     """Whether a file of a folder holds rows, and does not describe the folder."""
     about = {"readme.md", "license.txt", "license.md", "dataset_info.json", "dataset_dict.json"}
@@ -111,6 +122,8 @@ def _is_data(file: Path) -> bool:
 
 def _is_held_out(file: Path) -> bool:
     parts = [part.lower() for part in (*file.parts[:-1], file.stem)]
+    if file.suffix.lower() in TEXT_SUFFIXES:
+        parts = [part for part in parts if part in {*_HELD_OUT_WORDS, "train"}]
     named = [part for part in parts if _HELD_OUT.search(part) or _TRAIN.search(part)]
     return bool(named) and not _TRAIN.search(named[-1])
 
