@@ -211,6 +211,8 @@ def test_merge_and_what_info_tells_of_it(aperto, model, tmp_path):
     write_adapter(tmp_path / "words", made(config, ATTENTION + BOTH), config)
     told = aperto("info", str(tmp_path / "words")).stdout
     assert "rank        3, scaling 2" in told and "vetted      no" in told
+    assert "1 x model.layers.*.mlp.experts.gate_up_proj" in told
+    assert "1 x model.layers.*.mlp.experts.down_proj" in told
     result = aperto("merge", str(model), str(tmp_path / "words"), "--out", str(tmp_path / "m"))
     assert result.exit_code == 0, result.output
     assert result.stdout.count("rounding is") == 6 and "vetted: no" in result.stdout

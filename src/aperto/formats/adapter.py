@@ -164,11 +164,13 @@ def summarize(path: Path) -> Summary:
     settings = jsonfile.read_object(path / CONFIG)
     rank, alpha = _checked_settings(settings, path)
     file = safetensors.SafetensorsFile(path / WEIGHTS)
-    kinds = Counter(
-        re.sub(r"\d+", "*", key.removeprefix(_PREFIX).removesuffix(".lora_B.weight"))
-        for key in file.entries
-        if not key.endswith(".lora_A.weight")
-    )
+    pairs = [match for match in map(_ROOT.fullmatch, file.entries) if match]
+    modules = {match["name"] for match in pairs}
+    parameters = settings.get("target_parameters")
+    changed = [_parameter_of(module, modules, parameters) for module in modules]
+    in_full = file.entries.keys() - {match[0] for match in pairs}
+    changed += [key.removeprefix(_PREFIX).replace(_INNER, "") for key in in_full]
+    kinds = Counter(re.sub(r"\d+", "*", name.removesuffix(".weight")) for name in changed)
     divisor = math.sqrt(rank) if settings.get("use_rslora") is True else rank
     return Summary(
         str(settings.get("base_model_name_or_path") or "not said"),
@@ -213,7 +215,7 @@ def read_adapter(path: str | Path, config: ModelConfig) -> Adapter:
     for module, sides in pairs.items():
         if sides.keys() != {"A", "B"}:
             raise AdapterError(f"{path}: {module} has only lora_{next(iter(sides))} of its pair")
-        name = _tensor_of(module, pairs.keys(), settings.get("target_parameters"), canonical)
+        name = canonical.get(_parameter_of(module, pairs.keys(), settings.get("target_parameters")))
         if name is None:
             raise AdapterError(f"{path}: the model has no module {module!r}; it was not applied")
         deltas |= _deltas_of(name, sides["A"], sides["B"], rank, config, path)
@@ -247,23 +249,21 @@ def _float32(file: safetensors.SafetensorsFile, key: str) -> Float32:
     return bf16_to_float32(array) if file.entries[key].dtype == "BF16" else array.astype(np.float32)
 
 
-def _tensor_of(
-    module: str, modules: Collection[str], parameters: object, canonical: Mapping[str, str]
-) -> str | None:
+def _parameter_of(module: str, modules: Collection[str], parameters: object) -> str:
     """The tensor that a wrapper of PEFT's changes.
 
     The experts' two matrices belong to one module. Where both are changed, the wrapper of gate_up
     stands inside that of down; where one is, the settings tell which.
     """
     if module.endswith(_INNER):
-        return canonical.get(f"{module.removesuffix(_INNER)}.gate_up_proj")
+        return f"{module.removesuffix(_INNER)}.gate_up_proj"
     if not module.endswith(_EXPERTS):
-        return canonical.get(f"{module}.weight")
+        return f"{module}.weight"
     is_outer = f"{module}{_INNER}" in modules
     names = parameters if isinstance(parameters, list) else []
     mine = [str(name) for name in names if f"{module}.".endswith(f"{_stem(str(name))}.")]
     is_gate_up = not is_outer and not any(name.endswith("down_proj") for name in mine)
-    return canonical.get(f"{module}.{'gate_up_proj' if is_gate_up else 'down_proj'}")
+    return f"{module}.{'gate_up_proj' if is_gate_up else 'down_proj'}"
 
 
 def _stem(parameter: str) -> str:
