@@ -69,6 +69,26 @@ def test_the_loss_is_the_papers():
     np.testing.assert_allclose(smoothed.numpy()[0], mixed, rtol=2e-6)
 
 
+def test_the_preferred_answer_is_held_up_by_its_own_loss(stored, tmp_path):
+    """Without it both answers may become less likely; with it the preferred one becomes more so."""
+    found = {}
+    for weight in (0.0, 1.0):
+        config = dataclasses.replace(CONFIG, sft_weight=weight)
+        work = job(stored, tmp_path / str(weight), config)
+        reports = []
+        work.run(reports.append)
+        before = np.load(tmp_path / str(weight) / "run" / REFERENCE)[:7, 0].mean()
+        with torch.no_grad():
+            now = [
+                float(answer_log_probabilities(work.model, side_by_side([p.chosen], "cpu"))[0])
+                for p in pairs().train
+            ]
+        found[weight] = np.mean(now) - before
+        answer_s_loss = -before / 6 if weight else 0.0  # an answer has six tokens
+        assert reports[0].loss == pytest.approx(math.log(2) + answer_s_loss, rel=0.1)
+    assert found[1.0] > max(found[0.0], 0)
+
+
 def test_log_probabilities_are_those_of_the_logits(stored, tmp_path):
     work = job(stored, tmp_path / "out")
     pair = pairs().train[0]
@@ -160,6 +180,7 @@ def test_other_pairs_in_the_folder_are_refused(stored, tmp_path):
         ({"label_smoothing": 0.5}, "label_smoothing is 0.5"),
         ({"pairs_per_step": 0}, "pairs_per_step is 0"),
         ({"epochs": 0.0}, "epochs is 0"),
+        ({"sft_weight": -1.0}, "sft_weight is -1"),
     ],
 )
 def test_out_of_range(fields, message):

@@ -3,7 +3,9 @@
 The loss of a pair is -log sigmoid(beta * margin), where the margin is how much more the model has
 moved towards the preferred answer than towards the other: the difference of their
 log probabilities, minus that of the model that training began at (Rafailov et al. 2023). With label
-smoothing e, the pair counts as swapped with probability e (Mitchell 2023).
+smoothing e, the pair counts as swapped with probability e (Mitchell 2023). The margin alone may
+grow while both answers become unlikely; `sft_weight` adds the preferred answer's own loss a token,
+which holds it up (Pang et al. 2024).
 """
 
 from __future__ import annotations
@@ -49,8 +51,13 @@ class PreferenceConfig(JobConfig):
     label_smoothing: float = 0.0
     """Probability that a pair is taken to be the wrong way round."""
 
+    sft_weight: float = 0.0
+    """Weight of the preferred answer's own mean loss a token; 0: preferences alone."""
+
     def __post_init__(self) -> None:
         JobConfig.__post_init__(self)
+        if self.sft_weight < 0:
+            raise ConfigError(f"sft_weight is {self.sft_weight}; expected 0 or more")
         if self.steps is None and not self.epochs > 0:
             raise ConfigError(f"epochs is {self.epochs}; expected a number above 0")
         if not self.beta > 0:
@@ -144,17 +151,19 @@ class Preference(Job):
         for place, index in enumerate(chosen):
             batch = self._batch(self._pairs.train[index])
             with drawn_from(self._settings.seed, step, place):
-                margin = self._margin(batch, index)
+                now = answer_log_probabilities(self.model, batch)
+                margin = self._margin(now, index)
                 loss = self._loss(margin)
+                if weight := self._settings.sft_weight:
+                    loss = loss - weight * now[0] / batch.weights[0].sum()
                 loss.backward()
             loss_sum, tokens = loss_sum + float(loss.detach()), tokens + batch.num_tokens
             margins.append(float(margin.detach()))
         return Sums(loss_sum, len(chosen), tokens, _measures(margins))
 
-    def _margin(self, batch: Batch, index: int) -> Tensor:
+    def _margin(self, now: Tensor, index: int) -> Tensor:
         """How much more the model moved towards the preferred answer of pair `index`."""
         assert self._reference is not None, "run has begun"
-        now = answer_log_probabilities(self.model, batch)
         before = self._reference[index]
         return (now[0] - now[1]) - float(before[0] - before[1])
 
@@ -166,7 +175,7 @@ class Preference(Job):
         begin = len(self._pairs.train)
         with torch.no_grad():
             margins = [
-                self._margin(self._batch(pair), begin + place)
+                self._margin(answer_log_probabilities(self.model, self._batch(pair)), begin + place)
                 for place, pair in enumerate(self._pairs.held_out)
             ]
             losses = [float(self._loss(margin)) for margin in margins]

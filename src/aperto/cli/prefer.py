@@ -31,6 +31,9 @@ def prefer(
     label_smoothing: Annotated[
         float, typer.Option(help="Probability that a pair is the wrong way round.")
     ] = 0.0,
+    sft_weight: Annotated[
+        float, typer.Option(help="Weight of learning the preferred answer itself, beside.")
+    ] = 0.0,
     rank: training.RankOption = 16,
     alpha: training.AlphaOption = None,
     rslora: training.RsloraOption = False,
@@ -90,6 +93,7 @@ def prefer(
         pairs_per_step=pairs_per_step,
         beta=beta,
         label_smoothing=label_smoothing,
+        sft_weight=sft_weight,
         learning_rate=learning_rate,
         schedule=schedule.value,
         warmup=warmup,
