@@ -21,6 +21,7 @@ def data(tmp_path):
     return path
 
 
+FULL = ("--steps", "3", "--length", "128", "--rows-per-step", "2", "--full")
 OPTIONS = ("--steps", "3", "--length", "128", "--rows-per-step", "2", "--rank", "2")
 
 
@@ -82,7 +83,7 @@ def test_small_tensors_in_full_are_applied_beside_the_running_model(aperto, data
 
 def test_full_training_writes_a_model(aperto, data, tmp_path):
     out = tmp_path / "out"
-    options = ("--steps", "3", "--length", "128", "--rows-per-step", "2", "--full", "--qat")
+    options = (*FULL, "--qat")
     result = aperto("adapt", "nano", str(data), "--out", str(out), *options)
     assert result.exit_code == 0, result.output
     assert f"try it: aperto chat {out}" in result.output
@@ -96,6 +97,18 @@ def test_full_training_writes_a_model(aperto, data, tmp_path):
     )
     both = aperto("adapt", "nano", str(data), "--out", str(out), *options, "--rank", "4")
     assert both.exit_code == 2 and "--rank with --full" in both.output
+
+
+def test_a_model_too_large_to_train_whole_is_refused_with_figures(
+    aperto, data, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("aperto.cli.training._BIG_BYTES", 1)  # as for a model of 20b's size
+    monkeypatch.setattr("aperto.adapt.device.available_bytes", lambda: 64 << 20)
+    result = aperto("adapt", "nano", str(data), "--out", str(tmp_path / "out"), *FULL)
+    assert result.exit_code != 0
+    for words in ("trained values, gradients and moments", "are available"):
+        assert words in result.output
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_top_layers_alone(aperto, data, tmp_path):

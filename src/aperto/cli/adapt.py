@@ -103,6 +103,9 @@ def adapt(
 
     if threads is not None:
         use_threads(threads)
+    if full:
+        _refuse_with_full(ctx)
+        dtype = dtype or training.DtypeChoice.FLOAT32
     path = resolve_model(model)
     checkpoint = open_checkpoint(path)
     tokenizer = Tokenizer.from_checkpoint(checkpoint.tokenizer_source())
@@ -126,7 +129,6 @@ def adapt(
         seed=seed,
     )
     if full:
-        _refuse_with_full(ctx)
         adapted, hottest = None, 0
     else:
         adapted, hottest = training.lora_of(targets, rank, alpha, rslora, dropout)

@@ -9,10 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aperto.cli.convert import LayoutChoice, check_destination, vocabulary_for
+from aperto.cli import shape_diff
+from aperto.cli.convert import LayoutChoice, check_destination
 from aperto.cli.options import ModelArgument
-from aperto.cli.parent import parent_of
-from aperto.cli.progress import byte_progress
+from aperto.cli.shape_write import (
+    Change,
+    LayoutOption,
+    OutOption,
+    TextOption,
+    open_model,
+    read_text,
+    write,
+)
 from aperto.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,13 +29,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Change a model's layers, experts and windows; what is kept stays byte for byte.",
+    help="Change a model's architecture and weights; what is kept stays byte for byte.",
 )
-
-OutOption = Annotated[Path, typer.Option(help="New folder, or .gguf file.")]
-LayoutOption = Annotated[
-    LayoutChoice, typer.Option(help="Hugging Face, OpenAI's original, or GGUF.")
-]
+shape_diff.add_to(app)
 _TRACED_TOKENS = 512
 
 
@@ -44,11 +48,12 @@ def top_k(
     count: Annotated[int, typer.Argument(min=1, help="Experts a token.")],
     out: OutOption,
     layout: LayoutOption = LayoutChoice.HF,
+    text: TextOption = None,
 ) -> None:
     """Send every token to another number of experts."""
     from aperto.adapt.surgery.reshaped import with_top_k
 
-    _write(model, out, layout, lambda c: with_top_k(c, count), f"{count} experts a token")
+    _write(model, out, layout, lambda c: with_top_k(c, count), f"{count} experts a token", text)
 
 
 @app.command()
@@ -57,11 +62,45 @@ def window(
     tokens: Annotated[int, typer.Argument(min=1, help="Width in tokens.")],
     out: OutOption,
     layout: LayoutOption = LayoutChoice.HF,
+    text: TextOption = None,
 ) -> None:
     """Change the attention window of the layers that have one."""
     from aperto.adapt.surgery.reshaped import with_window
 
-    _write(model, out, layout, lambda c: with_window(c, tokens), f"windows of {tokens} tokens")
+    _write(
+        model, out, layout, lambda c: with_window(c, tokens), f"windows of {tokens} tokens", text
+    )
+
+
+@app.command()
+def context(
+    model: ModelArgument,
+    tokens: Annotated[int, typer.Option(min=1, help="Longest sequence in tokens.")],
+    out: OutOption,
+    factor: Annotated[
+        float | None,
+        typer.Option(
+            min=1.0,
+            help="How far YaRN stretches positions. Default: for a longer context, as far as "
+            "that needs; for a shorter one, as before.",
+        ),
+    ] = None,
+    original: Annotated[
+        int | None, typer.Option(min=1, help="Context in tokens before any stretching.")
+    ] = None,
+    layout: LayoutOption = LayoutChoice.HF,
+    text: TextOption = None,
+) -> None:
+    """Change the longest context, by YaRN; settings alone, every weight is kept."""
+    check_destination(out, layout)
+    from aperto.adapt.surgery.derived import Derived, with_context
+
+    checkpoint = open_model(model)
+    config = with_context(checkpoint.config, tokens, factor=factor, original=original)
+    rope = config.rope
+    typer.echo(f"context: {tokens} tokens, {rope.factor:g} x {rope.original_context}")
+    step = f"context of {tokens} tokens, YaRN factor {rope.factor:g} in {model}"
+    write(Change((model,), (checkpoint,), Derived(checkpoint, config), step), out, layout, text)
 
 
 @app.command()
@@ -71,6 +110,7 @@ def layers(
     drop: Annotated[str, typer.Option(help="Numbers of layers, such as 3,7.")] = "",
     repeat: Annotated[str, typer.Option(help="Numbers of layers to have twice.")] = "",
     layout: LayoutOption = LayoutChoice.HF,
+    text: TextOption = None,
 ) -> None:
     """Leave out layers, or have some twice."""
     from aperto.adapt.surgery.reshaped import with_repeats, without_layers
@@ -80,13 +120,15 @@ def layers(
     numbers = _numbers(drop or repeat)
     plan, done = (without_layers, "dropped") if drop else (with_repeats, "repeated")
     shown = ", ".join(map(str, numbers))
-    _write(model, out, layout, lambda c: plan(c, numbers), f"{done} layers {shown}")
+    _write(model, out, layout, lambda c: plan(c, numbers), f"{done} layers {shown}", text)
 
 
 @app.command()
 def prune(
     model: ModelArgument,
-    keep: Annotated[int, typer.Option(min=1, help="Experts of each layer to keep.")],
+    keep: Annotated[
+        str, typer.Option(metavar="N[,N...]", help="Experts to keep: of every layer, or of each.")
+    ],
     text: Annotated[Path, typer.Option(help="Text that tells which experts are worth keeping.")],
     out: OutOption,
     by: Annotated[
@@ -94,24 +136,44 @@ def prune(
         typer.Option(help="How often they are chosen, or how much they add: share x length."),
     ] = ValueChoice.OUTPUT,
     layout: LayoutOption = LayoutChoice.HF,
+    held_out: Annotated[
+        Path | None,
+        typer.Option("--eval", help="Text to measure the result on. Default: that of --text."),
+    ] = None,
 ) -> None:
     """Keep the experts of each layer that a text uses most."""
+    check_destination(out, layout)
     from aperto.adapt.surgery.reshaped import most_valuable, with_experts
 
-    scores = _expert_scores(model, text, by)
-    fewest = min(map(len, scores.values()))
-    if keep > fewest:
-        raise UsageError(f"--keep is {keep}; the model has {fewest} experts in a layer")
-    kept = most_valuable(scores, keep)
-    step = f"kept {keep} experts of each layer by {by.value} on {text.name}"
-    _write(model, out, layout, lambda c: with_experts(c, kept), step)
+    counts = _counts(keep, open_model(model).config)
+    kept = most_valuable(_expert_scores(model, text, by), counts)
+    shown = counts[0] if len(set(counts)) == 1 else keep
+    step = f"kept {shown} experts of each layer by {by.value} on {text.name}"
+    _write(model, out, layout, lambda c: with_experts(c, kept), step, held_out or text)
+
+
+def _counts(keep: str, config: ModelConfig) -> list[int]:
+    """How many experts each layer keeps. Raises UsageError where there are not as many."""
+    numbers = _numbers(keep)
+    counts = numbers * config.num_layers if len(numbers) == 1 else numbers
+    if len(counts) != config.num_layers:
+        raise UsageError(
+            f"--keep has {len(counts)} numbers; expected one, or {config.num_layers}, one a layer"
+        )
+    for index, (count, layer) in enumerate(zip(counts, config.layers, strict=True)):
+        if not 1 <= count <= layer.num_experts:
+            raise UsageError(
+                f"--keep is {count} for layer {index}; expected 1 to {layer.num_experts}, "
+                "the experts it has"
+            )
+    return counts
 
 
 def _numbers(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as problem:
-        raise UsageError(f"{text!r}; expected numbers of layers, such as 3,7") from problem
+        raise UsageError(f"{text!r}; expected whole numbers, such as 3,7") from problem
 
 
 def _expert_scores(model: str, text: Path, by: ValueChoice) -> Mapping[int, Sequence[float]]:
@@ -119,14 +181,10 @@ def _expert_scores(model: str, text: Path, by: ValueChoice) -> Mapping[int, Sequ
     import numpy as np
 
     import aperto
-    from aperto.formats import open_checkpoint
-    from aperto.formats.hub import resolve_model
 
-    config = open_checkpoint(resolve_model(model)).config
+    sample, config = read_text(text), open_model(model).config
     with aperto.load(model) as loaded:
-        ids = loaded.tokenizer.encode(text.read_text(encoding="utf-8"))
-        if not ids:
-            raise UsageError(f"{text} holds no text; expected some to tell experts by")
+        ids = loaded.tokenizer.encode(sample)
         scores = [np.zeros(layer.num_experts) for layer in config.layers]
         kinds = ("topk", "weights", "expert_out")[: 3 if by is ValueChoice.OUTPUT else 1]
         points = [f"layers.{i}.moe.{kind}" for i in range(config.num_layers) for kind in kinds]
@@ -153,35 +211,13 @@ def _write(
     layout: LayoutChoice,
     plan: Callable[[ModelConfig], list[LayerPlan]],
     step: str,
+    text: Path | None,
 ) -> None:
-    """Write the model that a plan makes, with its lineage."""
+    """Write the model that a plan makes."""
     check_destination(out, layout)
     from aperto.adapt.surgery.reshaped import Reshaped
-    from aperto.formats import open_checkpoint, quantize_experts
-    from aperto.formats.hub import resolve_model
-    from aperto.formats.lineage import Lineage
-    from aperto.formats.write import write_checkpoint
+    from aperto.formats import quantize_experts
 
-    checkpoint = open_checkpoint(resolve_model(model))
+    checkpoint = open_model(model)
     result = Reshaped(quantize_experts(checkpoint), plan(checkpoint.config))
-    earlier = checkpoint.lineage
-    lineage = Lineage(
-        (parent_of(model, checkpoint),), (*(earlier.steps if earlier else ()), f"{step} of {model}")
-    )
-    with (
-        vocabulary_for(result, layout) as vocabulary,
-        byte_progress(f"writing {out.name}") as progress,
-    ):
-        write_checkpoint(
-            result,
-            out,
-            layout.value,
-            tokenizer_from=vocabulary,
-            lineage=lineage,
-            progress=progress,
-        )
-    before, after = (
-        sum(source.info(name).nbytes for name in source.names()) for source in (checkpoint, result)
-    )
-    typer.echo(f"size: {before / 1e6:.1f} MB to {after / 1e6:.1f} MB ({after / before:.1%})")
-    typer.echo(f"wrote {out}; vetted: {lineage.vetted}")
+    write(Change((model,), (checkpoint,), result, f"{step} of {model}"), out, layout, text)

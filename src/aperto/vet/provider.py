@@ -173,8 +173,8 @@ async def answer(
         raise UsageError(f"num_choices is {config.num_choices}; expected 1: ask for epochs")
     tools = () if choice == "none" else tools
     conversation = conversation_of(messages, tools)
-    effort = config.reasoning_effort or "medium"
-    effort = _EFFORTS.get(effort, effort)
+    asked = config.reasoning_effort or "medium"
+    effort = _EFFORTS.get(asked, asked)
     options: dict[str, Any] = {
         "effort": effort,
         "rules": rules_of(
@@ -228,7 +228,7 @@ def ids_hash(ids: Sequence[int]) -> str:
 
 
 def _sampling(config: GenerateConfig) -> SamplingParams:
-    asked = {
+    asked: dict[str, Any] = {
         "temperature": config.temperature,
         "top_p": config.top_p,
         "top_k": config.top_k,

@@ -94,8 +94,8 @@ def test_every_result_is_read_back_and_runs(stored, tmp_path):
 
 
 def test_most_valuable_experts():
-    found = reshaped.most_valuable({0: (1.0, 5.0, 5.0, 0.0), 3: (0.0, 0.0, 0.0, 0.0)}, 2)
-    assert found == {0: (1, 2), 3: (0, 1)}
+    found = reshaped.most_valuable({0: (1.0, 5.0, 5.0, 0.0), 1: (0.0, 0.0, 0.0)}, [3, 2])
+    assert found == {0: (0, 1, 2), 1: (0, 1)}
 
 
 @pytest.mark.parametrize(

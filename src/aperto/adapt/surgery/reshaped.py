@@ -138,10 +138,13 @@ def with_experts(config: ModelConfig, kept: Mapping[int, Sequence[int]]) -> list
     return [_keeping(layer, kept.get(layer.source)) for layer in unchanged(config)]
 
 
-def most_valuable(scores: Mapping[int, Sequence[float]], keep: int) -> dict[int, tuple[int, ...]]:
-    """The `keep` experts of each layer with the highest scores, ascending; ties to the lower."""
+def most_valuable(
+    scores: Mapping[int, Sequence[float]], keep: Sequence[int]
+) -> dict[int, tuple[int, ...]]:
+    """The `keep[layer]` experts of each layer with the highest scores, ascending; ties to the
+    lower number."""
     return {
-        layer: tuple(sorted(np.argsort(-np.asarray(row), kind="stable")[:keep].tolist()))
+        layer: tuple(sorted(np.argsort(-np.asarray(row), kind="stable")[: keep[layer]].tolist()))
         for layer, row in scores.items()
     }
 
