@@ -1,5 +1,7 @@
 """KL, agreement and perplexity against their definitions, over windows and trimmed vocabularies."""
 
+from contextlib import closing
+
 import numpy as np
 import pytest
 from scipy.special import log_softmax
@@ -13,6 +15,11 @@ VOCAB = 50
 def random_model(seed, vocab=VOCAB):
     table = np.random.default_rng(seed).normal(0, 2, (VOCAB, vocab)).astype(np.float32)
     return lambda ids: table[list(ids)]
+
+
+def compared(ids, before, after, kept=None):
+    with closing(Measured(ids, before, kept)) as measured:
+        return measured.compare(after)
 
 
 def test_figures_are_their_definitions():
