@@ -22,13 +22,20 @@ from aperto.errors import ConfigError, TrainingError
 from aperto.formats import mxfp4
 from aperto.formats.mxfp4 import BLOCK, BLOCK_BYTES
 
+Packed = tuple[NDArray[np.uint8], NDArray[np.uint8]]
+"""Blocks and scales of one matrix."""
+
 
 class RoundedExperts(LoraExperts):
-    """`LoraExperts` whose changed matrices are rounded to MXFP4; one exists at a time."""
+    """`LoraExperts` whose changed matrices are rounded to MXFP4; one exists at a time.
+
+    They are kept packed until their change changes: a step multiplies with each several times.
+    """
 
     def __init__(self, adapted: LoraExperts) -> None:
         nn.Module.__init__(self)
         self.base, self.changes = adapted.base, adapted.changes
+        self._kept: dict[int, tuple[tuple[int, int], Packed]] = {}
 
     def rounded(self, expert: int) -> Tensor:
         """The matrix [out, in] of an adapted expert as merging stores it, float32.
@@ -37,6 +44,16 @@ class RoundedExperts(LoraExperts):
         """
         change = self.changes[str(expert)]
         assert isinstance(change, Change)
+        versions = change.a._version, change.b._version
+        found, packed = self._kept.get(expert, (None, None))
+        if packed is None or found != versions:
+            packed = self._packed(expert, change)
+            self._kept[expert] = versions, packed
+        exact = np.empty((packed[1].shape[0], packed[1].shape[1] * BLOCK), np.float32)
+        native.decode_mxfp4(*packed, exact)
+        return torch.from_numpy(exact).to(change.a.device)
+
+    def _packed(self, expert: int, change: Change) -> Packed:
         a, b = (p.detach().float().cpu().numpy() for p in (change.a, change.b))
         # The sum is made in NumPy, as `formats.merged` does: another order has other last bits.
         exact = _matrix(self.base, expert) + np.float32(change.scaling) * (b @ a)
@@ -50,8 +67,7 @@ class RoundedExperts(LoraExperts):
                 f"expert {expert}: {problem}; expected finite weights; what was saved before is "
                 "kept; begin again with a lower learning rate"
             ) from problem
-        native.decode_mxfp4(blocks, scales, exact)
-        return torch.from_numpy(exact).to(change.a.device)
+        return blocks, scales
 
     def forward(self, x: Tensor, counts: list[int]) -> Tensor:
         """x [M, in], sorted by expert, `counts` rows each -> [M, out]."""

@@ -12,7 +12,7 @@ from typing import Any
 from aperto.config import ModelConfig
 from aperto.errors import ConfigError
 from aperto.formats.checkpoint import TensorSource, TokenizerSource
-from aperto.formats.tensor import DType, Tensor, TensorInfo, num_bytes
+from aperto.formats.tensor import Tensor, TensorInfo
 
 
 class Derived:
@@ -49,11 +49,6 @@ class Derived:
     def tensor(self, name: str) -> Tensor:
         """Read a tensor of the result."""
         return self.base.tensor(name)
-
-
-def as_type(info: TensorInfo, dtype: DType) -> TensorInfo:
-    """The same tensor stored in another type."""
-    return dataclasses.replace(info, dtype=dtype, nbytes=num_bytes(dtype, info.shape))
 
 
 def with_context(
